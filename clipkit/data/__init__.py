@@ -1,0 +1,1 @@
+"""Captioned images on disk: tar shards, tables and folders, read by index."""

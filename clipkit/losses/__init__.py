@@ -1,0 +1,1 @@
+"""Contrastive objectives: plain functions on feature tensors."""

@@ -1,0 +1,1 @@
+"""Retrieval application: embed, index, search and serve a model directory."""

@@ -1,0 +1,1 @@
+"""Training application: captioned images in, model directory out."""

@@ -1,0 +1,1 @@
+"""Zero-shot application: classification and evaluation of a model directory."""
