@@ -1,0 +1,61 @@
+"""The `clipkit` command: a table of sub-commands that are imported when they are called."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+
+from cyclopts import App
+from cyclopts.exceptions import CycloptsError
+
+from clipkit.version import __version__
+
+COMMANDS = {
+    "demo": ("clipkit.commands.demo:app", "Train, evaluate and search on built-in data; ends with a report page."),
+    "inspect": ("clipkit.commands.inspect:app", "What is in a data set or a model directory, or the installation."),
+    "train": ("clipkit.training.cli:app", "Train a dual encoder on captioned images, from scratch or from a model."),
+}
+
+EXIT_FAILURE = 1
+EXIT_USAGE = 2
+EXIT_KEYBOARD = 130
+
+
+def make_app() -> App:
+    """The command line, with none of its sub-commands imported."""
+    app = App(
+        name="clipkit",
+        help="One model directory for CLIP-family models: trained, evaluated, embedded, searched and served.",
+        version=__version__,
+        exit_on_error=False,
+        print_error=False,
+        result_action="return_value",
+    )
+    for name, (target, summary) in COMMANDS.items():
+        app.command(target, name=name, help=summary)
+    return app
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `clipkit` with the given arguments (default: the process's).
+
+    Returns:
+        The exit status: 0, 1 after a failure, 2 after a mistake in the request, or a command's own.
+    """
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        result = make_app()(sys.argv[1:] if argv is None else list(argv))
+    except (CycloptsError, ValueError) as error:
+        return _fail(error, EXIT_USAGE)
+    except (OSError, RuntimeError) as error:
+        return _fail(error, EXIT_FAILURE)
+    except KeyboardInterrupt:
+        return _fail("interrupted", EXIT_KEYBOARD)
+    return result if isinstance(result, int) else 0
+
+
+def _fail(reason: object, status: int) -> int:
+    line = " ".join(str(reason).split())
+    print(f"clipkit: {line}", file=sys.stderr)
+    return status

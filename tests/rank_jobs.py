@@ -1,0 +1,74 @@
+"""Functions that tests run on several ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from clipkit import distributed, gradcache
+from clipkit.losses import clip_loss, siglip_loss
+
+NUM_PAIRS = 16
+LOSSES = {
+    "softmax": lambda f: clip_loss(f["image_features"], f["text_features"], f["logit_scale"]),
+    "sigmoid": lambda f: siglip_loss(f["image_features"], f["text_features"], f["logit_scale"], f["logit_bias"]),
+}
+
+
+class TwoTowers(nn.Module):
+    """Two small towers with dropout, a logit scale and a bias."""
+
+    def __init__(self, dropout: float = 0.0) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.image = nn.Sequential(nn.Linear(6, 10), nn.Tanh(), nn.Dropout(dropout), nn.Linear(10, 5))
+        self.text = nn.Sequential(nn.Linear(7, 10), nn.Tanh(), nn.Dropout(dropout), nn.Linear(10, 5))
+        self.logit_scale = nn.Parameter(torch.tensor(1.0))
+        self.logit_bias = nn.Parameter(torch.tensor(-2.0))
+
+    def forward(self, image: Tensor, text: Tensor) -> dict[str, Tensor]:
+        return {
+            "image_features": F.normalize(self.image(image), dim=-1),
+            "text_features": F.normalize(self.text(text), dim=-1),
+            "logit_scale": self.logit_scale.exp(),
+            "logit_bias": self.logit_bias,
+        }
+
+
+def pairs() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(NUM_PAIRS, 6, generator=generator), torch.randn(NUM_PAIRS, 7, generator=generator)
+
+
+def gradients(objective: str, num_chunks: int) -> tuple[float, dict[str, Tensor]]:
+    """Loss and data-parallel mean gradients of the pairs spread over the ranks."""
+    model = TwoTowers()
+    model.logit_bias.requires_grad_(objective == "sigmoid")
+    forward: Callable[..., dict[str, Tensor]] = model
+    arguments: dict[str, Callable[[], AbstractContextManager[Any]]] = {}
+    if distributed.is_distributed():
+        wrapped = nn.parallel.DistributedDataParallel(model)
+        forward, arguments = wrapped, {"no_sync": wrapped.no_sync}
+    own = slice_of_rank()
+    image, text = (part[own].chunk(num_chunks) for part in pairs())
+    loss, _ = gradcache.backward(
+        lambda chunk: forward(*chunk), list(zip(image, text, strict=True)), LOSSES[objective], **arguments
+    )
+    mean = float(distributed.all_reduce_mean(loss))
+    return mean, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def slice_of_rank() -> slice:
+    per_rank = NUM_PAIRS // distributed.world_size()
+    return slice(distributed.rank() * per_rank, (distributed.rank() + 1) * per_rank)
+
+
+def gathered_rows() -> Tensor:
+    """Unequal numbers of rows: rank r has r of them, all equal to r."""
+    rank = distributed.rank()
+    return distributed.all_gather_rows(torch.full((rank, 2), float(rank)))

@@ -1,0 +1,170 @@
+"""Checkpoints of the whole training state, from which a run continues bit for bit.
+
+A checkpoint is a folder `step_N` that torch.distributed.checkpoint writes, every rank its part, plus
+`state.json`. It is written under a hidden name and renamed when complete, so a folder that is visible is whole.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import Tensor, nn
+
+from clipkit import distributed
+from clipkit.gradcache import RngState
+
+from .optim import WeightAverage
+
+STATE_NAME = "state.json"
+FORMAT = 1
+
+_STEP_NAME = re.compile(r"^step_(\d+)$")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """The objects whose tensors make up a checkpoint."""
+
+    model: nn.Module
+    """Not wrapped for data parallelism, so its names are the same on one rank and on many."""
+    optimizer: torch.optim.Optimizer
+    average: WeightAverage | None
+
+
+def save(
+    directory: Path, step: int, trained: Trained, *, rng: RngState, state: dict[str, Any], keep: int
+) -> Path:
+    """Write `directory/step_N` on all ranks together and drop all but the last `keep` checkpoints.
+
+    Args:
+        directory: the run's checkpoint folder.
+        step: completed optimiser steps.
+        trained: model, optimiser and weight average.
+        rng: this rank's random state as the next step is to find it.
+        state: JSON-ready facts for the next run: configuration, grad scaler, best metric.
+        keep: at least 1.
+
+    Returns:
+        The checkpoint's folder.
+
+    Raises:
+        OSError: the disk is full or not writable; earlier checkpoints are untouched.
+    """
+    final = directory / f"step_{step}"
+    temporary = directory / f".step_{step}.tmp"
+    if distributed.rank() == 0:
+        directory.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+    distributed.barrier()
+    try:
+        dcp.save(_tensors(trained, rng), checkpoint_id=temporary, no_dist=not distributed.is_distributed())
+    except Exception as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise OSError(f"checkpoint {final} could not be written: {_reason(error)}") from error
+    distributed.barrier()
+    if distributed.rank() == 0:
+        _publish(temporary, final, {"format": FORMAT, "step": step, **state})
+        for old in all_checkpoints(directory)[:-keep]:
+            shutil.rmtree(old, ignore_errors=True)
+    distributed.barrier()
+    return final
+
+
+def _publish(temporary: Path, final: Path, state: dict[str, Any]) -> None:
+    with (temporary / STATE_NAME).open("w", encoding="utf-8") as file:
+        json.dump({**state, "world_size": distributed.world_size()}, file, indent=2)
+        file.flush()
+        os.fsync(file.fileno())
+    if final.exists():
+        shutil.rmtree(final)
+    os.rename(temporary, final)
+
+
+def _reason(error: BaseException) -> str:
+    """The innermost OSError of a chain, which names the disk's own complaint."""
+    reason: BaseException = error
+    cause: BaseException | None = error
+    failures = getattr(error, "failures", None)
+    if failures:
+        cause = next(iter(failures.values()))[0]
+    while cause is not None:
+        reason = cause
+        if isinstance(cause, OSError):
+            break
+        cause = cause.__cause__ or cause.__context__
+    return str(reason).splitlines()[0] if str(reason) else type(reason).__name__
+
+
+def load(path: Path, trained: Trained) -> RngState:
+    """Restore model, optimiser and weight average in place.
+
+    Returns:
+        This rank's random state, to be restored right before the next step.
+
+    Raises:
+        ValueError: the checkpoint does not fit the model.
+    """
+    rng = RngState()
+    tensors = _tensors(trained, rng)
+    try:
+        dcp.load(tensors, checkpoint_id=path, no_dist=not distributed.is_distributed())
+    except Exception as error:
+        raise ValueError(f"checkpoint {path} does not fit this run: {_reason(error)}") from error
+    trained.model.load_state_dict(tensors["model"])
+    return RngState.from_tensors(tensors["rng"][_rank_name()])
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """The JSON part of a checkpoint."""
+    state: dict[str, Any] = json.loads((path / STATE_NAME).read_text(encoding="utf-8"))
+    return state
+
+
+def all_checkpoints(directory: Path) -> list[Path]:
+    """Complete checkpoints, oldest first."""
+    found = []
+    for path in directory.glob("step_*"):
+        match = _STEP_NAME.match(path.name)
+        if match and (path / STATE_NAME).exists():
+            found.append((int(match[1]), path))
+    return [path for _, path in sorted(found)]
+
+
+def _rank_name() -> str:
+    return f"rank_{distributed.rank()}"
+
+
+def _tensors(trained: Trained, rng: RngState) -> dict[str, Any]:
+    """References to every tensor of the state, by names that do not depend on the parallel layout."""
+    tensors: dict[str, Any] = {
+        "model": trained.model.state_dict(),
+        "optimizer": _optimizer_tensors(trained),
+        "rng": {_rank_name(): rng.tensors()},
+    }
+    if trained.average is not None:
+        tensors["average"] = trained.average.average
+    return tensors
+
+
+def _optimizer_tensors(trained: Trained) -> dict[str, dict[str, Tensor]]:
+    """AdamW's moments by parameter name, allocated where no step was taken yet."""
+    names = {parameter: name for name, parameter in trained.model.named_parameters()}
+    tensors: dict[str, dict[str, Tensor]] = {}
+    for group in trained.optimizer.param_groups:
+        for parameter in group["params"]:
+            moments = trained.optimizer.state[parameter]
+            if not moments:
+                moments["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
+                moments["exp_avg"] = torch.zeros_like(parameter)
+                moments["exp_avg_sq"] = torch.zeros_like(parameter)
+            tensors[names[parameter]] = moments
+    return tensors

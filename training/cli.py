@@ -1,0 +1,42 @@
+"""`clipkit train`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import App, Parameter
+from cyclopts.config import Env, Yaml
+
+from .config import TrainConfig
+
+
+def _read_yaml(app: App, commands: tuple[str, ...], arguments: Any) -> None:
+    """Take values from the file that `config-file` names, wherever no flag sets them."""
+    for token in arguments["--config"].tokens:
+        Yaml(token.value, must_exist=True, use_commands_as_keys=False)(app, commands, arguments)
+
+
+app = App(
+    name="train",
+    help="Train a dual encoder, from scratch or from any model, on one process or under torchrun.",
+    config=[Env("CLIPKIT_"), _read_yaml],
+    default_parameter=Parameter(negative_iterable=()),
+)
+
+
+@app.default
+def train(
+    config_file: Annotated[Path | None, Parameter(name=["CONFIG", "--config"])] = None,
+    *,
+    config: Annotated[TrainConfig, Parameter(name="*")],
+) -> int:
+    """Train a dual encoder and save it as a model directory.
+
+    Args:
+        config_file: YAML file of the settings below; flags win over it.
+        config: the settings.
+    """
+    from .loop import train as run
+
+    return run(config)

@@ -1,0 +1,312 @@
+"""One tree of settings: it is the YAML file, the flags and `clipkit train --help`.
+
+Nothing here imports torch, so help and mistakes in a configuration are answered at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """What is trained and where it starts."""
+
+    name: str | None = None
+    """Architecture to train from scratch: an open_clip name, `tiny-vit`, `tiny-conv`, or a JSON file."""
+    source: str | None = None
+    """Weights to start from: a model directory, `NAME/TAG`, `hf-hub:ORG/REPO`, or a checkpoint of `name`."""
+    image_size: int | None = None
+    """Pixels; position embeddings are interpolated when it differs from the source's."""
+    context_length: int | None = None
+    """Tokens a text is cut or padded to."""
+    patch_dropout: float | None = None
+    """Fraction of image patches left out of each training step (FLIP)."""
+    lock_image: bool = False
+    """Freeze the image tower."""
+    lock_image_unlocked_groups: int = 0
+    """Of a locked image tower, train the last so many groups of layers."""
+    lock_text: bool = False
+    """Freeze the text tower."""
+    lock_text_unlocked_groups: int = 0
+    """Of a locked text tower, train the last so many groups of layers."""
+    grad_checkpointing: bool = False
+    """Recompute activations in the backward pass to save memory."""
+
+    def __post_init__(self) -> None:
+        _require(
+            bool(self.name or self.source),
+            "model.name (from scratch) or model.source (fine-tune) is needed, got neither",
+        )
+        _require(
+            self.patch_dropout is None or 0 <= self.patch_dropout < 1,
+            f"model.patch_dropout must be in [0, 1), got {self.patch_dropout}",
+        )
+        for tower in ("image", "text"):
+            groups = getattr(self, f"lock_{tower}_unlocked_groups")
+            _require(groups >= 0, f"model.lock_{tower}_unlocked_groups must be >= 0, got {groups}")
+            _require(
+                groups == 0 or getattr(self, f"lock_{tower}"),
+                f"model.lock_{tower}_unlocked_groups needs model.lock_{tower}",
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """Random changes of a training image."""
+
+    scale: tuple[float, float] = (0.9, 1.0)
+    """Area of the random crop as a fraction of the image."""
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """Aspect ratio of the random crop, width over height."""
+    horizontal_flip: float = 0.0
+    """Probability of a mirror image; captions with left and right forbid it."""
+
+    def __post_init__(self) -> None:
+        _require(
+            0 < self.scale[0] <= self.scale[1] <= 1,
+            f"data.augment.scale must rise within (0, 1], got {self.scale}",
+        )
+        _require(0 < self.ratio[0] <= self.ratio[1], f"data.augment.ratio must rise, got {self.ratio}")
+        _require(
+            0 <= self.horizontal_flip <= 1,
+            f"data.augment.horizontal_flip must be in [0, 1], got {self.horizontal_flip}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Training pairs and how they become batches."""
+
+    sources: dict[str, str] = field(default_factory=dict)
+    """Location by name: tar shards (`dir/{00000..00031}.tar`), a CSV/TSV/parquet file or a folder."""
+    weights: dict[str, float] = field(default_factory=dict)
+    """Times per epoch that a source's samples are seen, by name; 1 where none is given."""
+    image_keys: tuple[str, ...] = ("jpg", "jpeg", "png", "webp")
+    """Shard members that hold the image."""
+    caption_keys: tuple[str, ...] = ("txt",)
+    """Shard members that hold captions, one a line; `json.NAME` reads a field of the json member."""
+    captions: Literal["random", "first", "longest"] = "random"
+    """Which of an image's captions is used in a step."""
+    batch_size_per_rank: int = 256
+    """Pairs per rank and optimiser step; all are negatives of each other, over all ranks."""
+    micro_batch_size_per_rank: int | None = None
+    """Pairs encoded at once: smaller saves memory for one more forward pass, with the same gradients."""
+    num_workers: int = 2
+    """Processes that decode images, per rank; the order of samples does not depend on it."""
+    shuffle_window_samples: int = 262_144
+    """Samples shuffled together; shards are shuffled over the whole epoch."""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+
+    def __post_init__(self) -> None:
+        _require(bool(self.sources), "data.sources needs at least one source, e.g. --data.sources.mine DIR")
+        unknown = sorted(set(self.weights) - set(self.sources))
+        _require(
+            not unknown,
+            f"data.weights names {', '.join(unknown)}, which data.sources lacks (it has "
+            f"{', '.join(sorted(self.sources))})",
+        )
+        for name, weight in self.weights.items():
+            _require(weight > 0, f"data.weights.{name} must be > 0, got {weight}")
+        _require(
+            self.batch_size_per_rank >= 1,
+            f"data.batch_size_per_rank must be >= 1, got {self.batch_size_per_rank}",
+        )
+        micro = self.micro_batch_size_per_rank
+        _require(
+            micro is None or (micro >= 1 and self.batch_size_per_rank % micro == 0),
+            f"data.micro_batch_size_per_rank must divide data.batch_size_per_rank="
+            f"{self.batch_size_per_rank}, got {micro}",
+        )
+        _require(self.num_workers >= 0, f"data.num_workers must be >= 0, got {self.num_workers}")
+        _require(
+            self.shuffle_window_samples >= 1,
+            f"data.shuffle_window_samples must be >= 1, got {self.shuffle_window_samples}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """The contrastive objective."""
+
+    objective: Literal["softmax", "sigmoid"] = "softmax"
+    """`softmax` is CLIP's loss, `sigmoid` SigLIP's; both over the batch of all ranks."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """AdamW and its schedule."""
+
+    lr: float = 5e-4
+    """Peak learning rate, reached after `warmup_steps`."""
+    betas: tuple[float, float] = (0.9, 0.98)
+    """Decay rates of AdamW's first and second moments."""
+    eps: float = 1e-6
+    """AdamW's denominator term."""
+    weight_decay: float = 0.2
+    """For weight matrices; norms, biases and the logit scale have none."""
+    layer_decay: float = 1.0
+    """Factor on the learning rate per layer towards the input; 1 treats all alike."""
+    grad_clip_norm: float | None = None
+    """Largest norm of the whole gradient."""
+    schedule: Literal["cosine", "constant", "constant-cooldown"] = "cosine"
+    """Course of the learning rate after the warm-up."""
+    warmup_steps: int | None = None
+    """Optimiser steps of linear warm-up; none means 2,000, or a tenth of a shorter run."""
+    cooldown_steps: int | None = None
+    """Steps of linear decay to zero at the end; for `constant-cooldown`."""
+    ema_decay: float | None = None
+    """Average the weights over steps with this decay; the average is evaluated and saved."""
+
+    def __post_init__(self) -> None:
+        _require(self.lr > 0, f"optim.lr must be > 0, got {self.lr}")
+        _require(all(0 <= b < 1 for b in self.betas), f"optim.betas must be in [0, 1), got {self.betas}")
+        _require(self.eps > 0, f"optim.eps must be > 0, got {self.eps}")
+        _require(self.weight_decay >= 0, f"optim.weight_decay must be >= 0, got {self.weight_decay}")
+        _require(0 < self.layer_decay <= 1, f"optim.layer_decay must be in (0, 1], got {self.layer_decay}")
+        _require(
+            self.grad_clip_norm is None or self.grad_clip_norm > 0,
+            f"optim.grad_clip_norm must be > 0, got {self.grad_clip_norm}",
+        )
+        _require(
+            self.warmup_steps is None or self.warmup_steps >= 0,
+            f"optim.warmup_steps must be >= 0, got {self.warmup_steps}",
+        )
+        _require(
+            (self.cooldown_steps is not None) == (self.schedule == "constant-cooldown"),
+            "optim.cooldown_steps goes with optim.schedule=constant-cooldown, got "
+            f"cooldown_steps={self.cooldown_steps} with schedule={self.schedule}",
+        )
+        _require(
+            self.ema_decay is None or 0 < self.ema_decay < 1,
+            f"optim.ema_decay must be in (0, 1), got {self.ema_decay}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig:
+    """Evaluation during the run, spread over all ranks."""
+
+    retrieval: dict[str, str] = field(default_factory=dict)
+    """Captioned data by name; all captions of an image count as right answers."""
+    zero_shot: dict[str, str] = field(default_factory=dict)
+    """Labelled data by name: a folder of class folders, or evaluation shards with `classnames.txt`."""
+    every_steps: int | None = None
+    """Optimiser steps between evaluations; none means the end of every epoch."""
+    batch_size: int = 256
+    """Images encoded at once."""
+    best_metric: str | None = None
+    """Keep the best model by this metric, e.g. `val/text_to_image_R@1`, as `best/`."""
+
+    def __post_init__(self) -> None:
+        _require(
+            self.every_steps is None or self.every_steps >= 1,
+            f"eval.every_steps must be >= 1, got {self.every_steps}",
+        )
+        _require(self.batch_size >= 1, f"eval.batch_size must be >= 1, got {self.batch_size}")
+        shared = sorted(set(self.retrieval) & set(self.zero_shot))
+        _require(not shared, f"eval.retrieval and eval.zero_shot share the name {', '.join(shared)}")
+        if self.best_metric is not None:
+            names = sorted({*self.retrieval, *self.zero_shot})
+            _require(
+                self.best_metric.split("/")[0] in names,
+                f"eval.best_metric must start with an evaluation's name ({', '.join(names) or 'none is set'})"
+                f" and a slash, got {self.best_metric}",
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """When the whole training state is saved, for an exact resume."""
+
+    every_steps: int | None = None
+    """Optimiser steps between checkpoints."""
+    every_minutes: float | None = 15.0
+    """Minutes between checkpoints."""
+    keep: int = 2
+    """How many of the latest checkpoints stay on disk."""
+
+    def __post_init__(self) -> None:
+        _require(
+            self.every_steps is None or self.every_steps >= 1,
+            f"checkpoint.every_steps must be >= 1, got {self.every_steps}",
+        )
+        _require(
+            self.every_minutes is None or self.every_minutes > 0,
+            f"checkpoint.every_minutes must be > 0, got {self.every_minutes}",
+        )
+        _require(self.keep >= 1, f"checkpoint.keep must be >= 1, got {self.keep}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogConfig:
+    """Where the course of the run is written, besides `runlog.jsonl`."""
+
+    every_steps: int = 10
+    """Optimiser steps between lines."""
+    tensorboard: bool = False
+    """Also write TensorBoard event files to `OUTPUT/tensorboard`."""
+    wandb_project: str | None = None
+    """Also log to this Weights & Biases project."""
+
+    def __post_init__(self) -> None:
+        _require(self.every_steps >= 1, f"log.every_steps must be >= 1, got {self.every_steps}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Everything that determines a training run."""
+
+    output: Path
+    """Run directory: configuration, log, checkpoints and, at the end, `model/`."""
+    model: ModelConfig
+    data: DataConfig
+    loss: LossConfig = field(default_factory=LossConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+    epochs: float | None = None
+    """Length of the run in passes over the data."""
+    steps: int | None = None
+    """Length of the run in optimiser steps."""
+    seed: int = 0
+    """Fixes the initial weights, the order of the data, the augmentation and dropout."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Autocast type of the towers; weights and losses stay fp32."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """Over several ranks: replicate the model, or shard it (FSDP2)."""
+    compile: bool = False
+    """Compile the model with torch.compile."""
+    resume: Literal["auto", "never"] = "never"
+    """`auto` continues from the latest checkpoint in `output`, if there is one."""
+
+    def __post_init__(self) -> None:
+        _require(
+            (self.epochs is None) != (self.steps is None),
+            f"set one of epochs and steps, got epochs={self.epochs} and steps={self.steps}",
+        )
+        _require(self.epochs is None or self.epochs > 0, f"epochs must be > 0, got {self.epochs}")
+        _require(self.steps is None or self.steps >= 1, f"steps must be >= 1, got {self.steps}")
+
+
+def to_dict(config: TrainConfig) -> dict[str, Any]:
+    """Plain JSON- and YAML-ready values of a configuration."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        if isinstance(value, tuple):
+            return [plain(item) for item in value]
+        return str(value) if isinstance(value, Path) else value
+
+    values: dict[str, Any] = plain(dataclasses.asdict(config))
+    return values

@@ -1,0 +1,229 @@
+"""The training run, from configuration to model directory."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from clipkit import distributed
+from clipkit.console import Meter, progress
+from clipkit.gradcache import RngState
+
+from . import checkpoint, run_dir
+from .build import build_model, build_trainer
+from .checkpointer import Checkpointer
+from .config import TrainConfig, to_dict
+from .data.loader import TrainLoader, build_train_loader
+from .evaluate import Evaluations, evaluate, open_evaluations
+from .export import save_model
+from .interrupt import EXIT_INTERRUPTED, Interrupt
+from .parallel import process_group
+from .runlog import RunLog
+from .step import Batch, NonFiniteLossError, StepResult, Trainer, train_step
+from .stopwatch import Stopwatch, verdict
+
+logger = logging.getLogger(__name__)
+
+MODEL_NAME = "model"
+BEST_NAME = "best"
+
+
+class TrainingStoppedError(RuntimeError):
+    """The run cannot go on; the message says where its last good state is."""
+
+
+@dataclass(kw_only=True)
+class Run:
+    """A run under way."""
+
+    trainer: Trainer
+    loader: TrainLoader
+    evaluations: Evaluations
+    checkpointer: Checkpointer
+    log: RunLog
+    step: int = 0
+    """Completed optimiser steps."""
+    best: float | None = None
+    """Best value of `eval.best_metric` so far."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """Of the latest evaluation."""
+    data_wait_fraction: float = 0.0
+
+    @property
+    def config(self) -> TrainConfig:
+        """The settings."""
+        return self.trainer.config
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps besides tensors."""
+        return {
+            "config": to_dict(self.config),
+            "grad_scaler": self.trainer.scaler.state_dict(),
+            "best": self.best,
+            "samples_seen": self.step * self.loader.batch_size_total,
+            "skipped": self.loader.skip_state(),
+        }
+
+
+def train(config: TrainConfig) -> int:
+    """Run to the end, or until a signal asks to stop.
+
+    Returns:
+        0 at the end, 75 when interrupted after saving a checkpoint.
+
+    Raises:
+        ValueError: the configuration, the model or the data cannot be used.
+        TrainingStoppedError: the loss is not finite.
+        OSError: the disk refuses a checkpoint or the model directory.
+    """
+    with process_group() as device, Interrupt() as interrupt:
+        torch.manual_seed(config.seed)
+        latest = run_dir.prepare(config)
+        run, rng = start(config, device, latest, interrupt)
+        try:
+            is_finished = fit(run, rng)
+            if is_finished:
+                finish(run)
+        finally:
+            run.log.close()
+    return 0 if is_finished else EXIT_INTERRUPTED
+
+
+def start(
+    config: TrainConfig, device: torch.device, latest: Path | None, interrupt: Interrupt
+) -> tuple[Run, RngState]:
+    """Build everything and, after a checkpoint, put it in the state of its step."""
+    model = build_model(config)
+    state = checkpoint.read_state(latest) if latest else {"step": 0}
+    loader = build_train_loader(config.data, model=model, seed=config.seed, start_step=state["step"])
+    evaluations = open_evaluations(config)
+    trainer = build_trainer(config, model, device, num_steps(config, loader))
+    trained = checkpoint.Trained(model=model, optimizer=trainer.optimizer, average=trainer.average)
+    rng = RngState()
+    if latest:
+        rng = checkpoint.load(latest, trained)
+        trainer.scaler.load_state_dict(state["grad_scaler"])
+        loader.load_skip_state(state["skipped"])
+    run = Run(
+        trainer=trainer,
+        loader=loader,
+        evaluations=evaluations,
+        checkpointer=Checkpointer(
+            config.output / run_dir.CHECKPOINTS_NAME, config.checkpoint, trained, interrupt
+        ),
+        log=RunLog.open(config, is_main=distributed.rank() == 0, resume_step=state["step"]),
+        step=state["step"],
+        best=state.get("best"),
+    )
+    return run, rng
+
+
+def num_steps(config: TrainConfig, loader: TrainLoader) -> int:
+    """Optimiser steps of the whole run."""
+    if config.steps is not None:
+        return config.steps
+    assert config.epochs is not None
+    return max(1, round(config.epochs * loader.num_batches_per_epoch))
+
+
+def fit(run: Run, rng: RngState) -> bool:
+    """Train from the present step; True at the end of the run, False when asked to stop before."""
+    watch = Stopwatch(run.loader.batch_size_total)
+    batches: Iterator[Batch] = watch.timed(iter(run.loader))
+    with progress("train", run.trainer.num_steps, done=run.step, show=distributed.rank() == 0) as meter:
+        if run.step:
+            meter.say(f"resumed after step {run.step} of {run.trainer.num_steps}")
+        # After the loader has started, which may draw from the generators itself.
+        rng.restore()
+        while run.step < run.trainer.num_steps:
+            batch = next(batches)
+            before = RngState()
+            try:
+                result = train_step(run.trainer, batch, run.step)
+            except NonFiniteLossError as error:
+                raise stop_at(run, before, batch, error) from error
+            run.step += 1
+            report(run, result, watch, meter)
+            evaluate_if_due(run, watch, meter)
+            if run.checkpointer.after_step(run.step, run.state()):
+                meter.say(f"interrupted: saved step {run.step}; continue with --resume auto")
+                return False
+    return True
+
+
+def report(run: Run, result: StepResult, watch: Stopwatch, meter: Meter) -> None:
+    """Log the step if it is due, and move the bar."""
+    note = ""
+    if run.step % run.config.log.every_steps == 0 or run.step == run.trainer.num_steps:
+        rates = watch.lap()
+        run.data_wait_fraction = rates["data_wait_fraction"]
+        values = {
+            "epoch": run.step / run.loader.num_batches_per_epoch,
+            "samples_seen": run.step * run.loader.batch_size_total,
+            "loss_nats": result.loss,
+            "logit_scale": result.logit_scale,
+            "grad_norm": result.grad_norm,
+            "lr": result.lr,
+            **rates,
+        }
+        run.log.log(run.step, values)
+        note = (
+            f"loss {result.loss:.3f}  scale {result.logit_scale:.1f}  "
+            f"{rates['images_per_second']:.0f} images/s  {verdict(rates['data_wait_fraction'])}"
+        )
+    meter.advance(1, note)
+
+
+def evaluate_if_due(run: Run, watch: Stopwatch, meter: Meter) -> None:
+    """Evaluate at the set interval and at the end; keep the model if it is the best so far."""
+    every = run.config.eval.every_steps or run.loader.num_batches_per_epoch
+    if not run.evaluations or (run.step % every and run.step != run.trainer.num_steps):
+        return
+    run.metrics = evaluate(run.trainer, run.evaluations)
+    run.log.log(run.step, run.metrics)
+    meter.say(f"step {run.step}: " + "  ".join(f"{name} {value:.4g}" for name, value in run.metrics.items()))
+    keep_if_best(run)
+    watch.lap()
+
+
+def keep_if_best(run: Run) -> None:
+    """Save the model as `best/` when the named metric has not been better before."""
+    name = run.config.eval.best_metric
+    if name is None:
+        return
+    if name not in run.metrics:
+        raise ValueError(f"eval.best_metric={name} is not measured; choose from {', '.join(run.metrics)}")
+    value = -run.metrics[name] if name.endswith("mean_rank") else run.metrics[name]
+    if run.best is None or value > run.best:
+        run.best = value
+        save_model(run.trainer, run.config.output / BEST_NAME, step=run.step, metrics=run.metrics)
+
+
+def stop_at(run: Run, before: RngState, batch: Batch, error: NonFiniteLossError) -> TrainingStoppedError:
+    """Save the state before a failed step and say what was in its batch."""
+    run.checkpointer.save(run.step, before, run.state())
+    keys = run.config.output / f"nonfinite_step_{run.step + 1}_rank_{distributed.rank()}.json"
+    keys.write_text(json.dumps({"step": run.step + 1, "keys": batch["key"]}, indent=2), encoding="utf-8")
+    return TrainingStoppedError(
+        f"{error}; batch keys are in {keys} (first: {', '.join(batch['key'][:3])}); the last good state is "
+        f"checkpoint step_{run.step}; resume with a lower optim.lr or optim.grad_clip_norm in a new run"
+    )
+
+
+def finish(run: Run) -> None:
+    """Save the model directory and say how the run went."""
+    path = run.config.output / MODEL_NAME
+    save_model(run.trainer, path, step=run.step, metrics=run.metrics)
+    if distributed.rank() == 0:
+        skipped = run.loader.skip_report()
+        (run.config.output / "skipped.json").write_text(
+            json.dumps(skipped.counts, indent=2), encoding="utf-8"
+        )
+        print(skipped.summary())
+        print(f"{verdict(run.data_wait_fraction)}; model directory: {path}")

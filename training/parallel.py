@@ -1,0 +1,94 @@
+"""Processes and devices: joining a torchrun job and wrapping the model for it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.nn.parallel import DistributedDataParallel
+
+from clipkit import distributed
+
+
+def join() -> torch.device:
+    """Join the process group that torchrun describes, if any; returns this process's device."""
+    device = torch.device("cpu")
+    if torch.cuda.is_available():
+        device = torch.device("cuda", distributed.local_rank())
+        torch.cuda.set_device(device)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend)
+    return device
+
+
+@contextmanager
+def process_group() -> Iterator[torch.device]:
+    """`join` for the duration of a block; leaves a group alone that others have made."""
+    was_initialized = dist.is_initialized()
+    device = join()
+    try:
+        yield device
+    finally:
+        if dist.is_initialized() and not was_initialized:
+            dist.destroy_process_group()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parallel:
+    """A model made ready for its ranks."""
+
+    forward: Callable[..., dict[str, torch.Tensor]]
+    """Call this in training instead of the model."""
+    no_sync: Callable[[], AbstractContextManager[Any]]
+    """Context without gradient synchronisation."""
+    replicated: list[nn.Parameter]
+    """Parameters whose gradients the wrapper leaves to `sync_replicated`."""
+
+    def sync_replicated(self) -> None:
+        """Average over ranks the gradients that the wrapper does not."""
+        for parameter in self.replicated:
+            if parameter.grad is not None:
+                dist.all_reduce(parameter.grad, op=dist.ReduceOp.SUM)
+                parameter.grad /= distributed.world_size()
+
+
+def parallelize(model: nn.Module, kind: Literal["ddp", "fsdp"], device: torch.device) -> Parallel:
+    """Replicate (DDP) or shard (FSDP2) a model on `device` over the world; a world of one needs neither."""
+    if not distributed.is_distributed():
+        return Parallel(forward=model, no_sync=nullcontext, replicated=[])
+    if kind == "fsdp":
+        return _shard(model)
+    device_ids = [device.index] if device.type == "cuda" else None
+    wrapped = DistributedDataParallel(model, device_ids=device_ids, gradient_as_bucket_view=True)
+    return Parallel(forward=wrapped, no_sync=wrapped.no_sync, replicated=[])
+
+
+def _shard(model: nn.Module) -> Parallel:
+    """FSDP2 over blocks and the rest; scalars cannot be sharded and stay replicated."""
+    scalars = [parameter for parameter in model.parameters() if parameter.ndim == 0]
+    for stack in [module for module in model.modules() if isinstance(module, nn.ModuleList)]:
+        for block in stack:
+            if any(True for _ in block.parameters()):
+                fully_shard(block)
+    fully_shard(model, ignored_params=set(scalars))
+    for method in ("encode_image", "encode_text"):
+        register_fsdp_forward_method(model, method)
+
+    @contextmanager
+    def no_sync() -> Iterator[None]:
+        assert isinstance(model, FSDPModule)
+        model.set_requires_gradient_sync(False)
+        try:
+            yield
+        finally:
+            model.set_requires_gradient_sync(True)
+
+    return Parallel(forward=model, no_sync=no_sync, replicated=[s for s in scalars if s.requires_grad])

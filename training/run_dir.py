@@ -1,0 +1,82 @@
+"""The run directory: configuration, log, checkpoints, models."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from clipkit import distributed
+
+from . import checkpoint
+from .config import TrainConfig, to_dict
+from .runlog import RUNLOG_NAME
+
+CONFIG_NAME = "config.yaml"
+CHECKPOINTS_NAME = "checkpoints"
+
+_FREE_TO_CHANGE = {"output", "resume", "checkpoint", "log", "eval", "data.num_workers", "steps", "epochs"}
+"""Settings that leave the steps already taken as they are: bookkeeping, and the length of the run."""
+
+
+def prepare(config: TrainConfig) -> Path | None:
+    """Make the run directory and find the checkpoint to continue from.
+
+    Returns:
+        The latest checkpoint if `config.resume` is `auto` and there is one.
+
+    Raises:
+        ValueError: the directory holds a run and resuming was not asked for, or the run in it was another.
+    """
+    latest = next(reversed(checkpoint.all_checkpoints(config.output / CHECKPOINTS_NAME)), None)
+    if config.resume == "never" and (latest or (config.output / RUNLOG_NAME).exists()):
+        raise ValueError(
+            f"{config.output} holds a run already; add --resume auto to continue it, or name another --output"
+        )
+    if latest is not None:
+        _check_same_run(config, checkpoint.read_state(latest), latest)
+    distributed.barrier()
+    if distributed.rank() == 0:
+        config.output.mkdir(parents=True, exist_ok=True)
+        _write_config(config)
+    return latest
+
+
+def _write_config(config: TrainConfig) -> None:
+    temporary = config.output / f".{CONFIG_NAME}.tmp"
+    temporary.write_text(yaml.safe_dump(to_dict(config), sort_keys=False), encoding="utf-8")
+    os.replace(temporary, config.output / CONFIG_NAME)
+
+
+def _check_same_run(config: TrainConfig, state: dict[str, Any], path: Path) -> None:
+    if state["format"] != checkpoint.FORMAT:
+        raise ValueError(
+            f"{path} has checkpoint format {state['format']}, this version reads {checkpoint.FORMAT}"
+        )
+    if state["world_size"] != distributed.world_size():
+        raise ValueError(
+            f"{path} was written by {state['world_size']} ranks and holds a random state for each; resume on as "
+            f"many, got {distributed.world_size()} (another data.num_workers is fine)"
+        )
+    now, then = _flat(to_dict(config)), _flat(state["config"])
+    changed = [key for key in sorted(now.keys() | then.keys()) if now.get(key) != then.get(key)]
+    changed = [key for key in changed if not _is_free(key)]
+    if changed:
+        key = changed[0]
+        raise ValueError(
+            f"{path} belongs to a run with {key}={then.get(key)}, got {key}={now.get(key)}; resume with the "
+            "same settings, or start another --output with --model.source"
+        )
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _is_free(key: str) -> bool:
+    return key in _FREE_TO_CHANGE or key.split(".")[0] in _FREE_TO_CHANGE

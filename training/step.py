@@ -1,0 +1,126 @@
+"""One optimiser step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from clipkit import gradcache
+from clipkit.distributed import all_reduce_mean
+from clipkit.losses import clip_loss, siglip_loss
+from clipkit.model import DualEncoder
+
+from . import optim
+from .config import TrainConfig
+from .parallel import Parallel
+
+Batch = Mapping[str, Any]
+
+OBJECTIVES: dict[str, Callable[[Mapping[str, Tensor]], Tensor]] = {
+    "softmax": lambda f: clip_loss(f["image_features"], f["text_features"], f["logit_scale"]),
+    "sigmoid": lambda f: siglip_loss(
+        f["image_features"], f["text_features"], f["logit_scale"], f["logit_bias"]
+    ),
+}
+
+AUTOCAST_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss is NaN or infinite; weights and optimiser are still those before the step."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trainer:
+    """What a step works on. The model's weights are fp32; towers run in the autocast type."""
+
+    config: TrainConfig
+    num_steps: int
+    device: torch.device
+    model: DualEncoder
+    parallel: Parallel
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    average: optim.WeightAverage | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepResult:
+    """Figures of one step, means over ranks."""
+
+    loss: float
+    """Nats."""
+    grad_norm: float
+    """Norm of the whole gradient before clipping."""
+    logit_scale: float
+    """Exponentiated."""
+    lr: float
+    """Of the deepest layer."""
+
+
+def train_step(trainer: Trainer, batch: Batch, step: int) -> StepResult:
+    """Forward, loss, backward and update on this rank's part of the global batch.
+
+    Args:
+        trainer: model, optimiser and settings.
+        batch: `image` (b, 3, h, w) uint8 and `text` (b, L) int64.
+        step: zero-based, for the schedule.
+
+    Raises:
+        NonFiniteLossError: before anything was updated.
+    """
+    config = trainer.config
+    lr = config.optim.lr * optim.lr_factor(step, trainer.num_steps, config.optim)
+    optim.set_lr(trainer.optimizer, lr)
+    trainer.optimizer.zero_grad(set_to_none=True)
+    loss, features = gradcache.backward(
+        lambda chunk: encode(trainer, chunk),
+        micro_batches(batch, config.data.micro_batch_size_per_rank),
+        OBJECTIVES[config.loss.objective],
+        scale_loss=trainer.scaler.scale,
+        no_sync=trainer.parallel.no_sync,
+    )
+    mean_loss = float(all_reduce_mean(loss))
+    if not math.isfinite(mean_loss):
+        raise NonFiniteLossError(f"the loss is {mean_loss} at step {step + 1}")
+    trainer.parallel.sync_replicated()
+    trainer.scaler.unscale_(trainer.optimizer)
+    grad_norm = optim.clip_grad_norm(trainer.model.parameters(), config.optim.grad_clip_norm)
+    trainer.scaler.step(trainer.optimizer)
+    trainer.scaler.update()
+    with torch.no_grad():
+        trainer.model.logit_scale.clamp_(0, optim.MAX_LOGIT_SCALE)
+    if trainer.average is not None:
+        trainer.average.update()
+    return StepResult(
+        loss=mean_loss, grad_norm=float(grad_norm), logit_scale=float(features["logit_scale"]), lr=lr
+    )
+
+
+def encode(trainer: Trainer, chunk: Batch) -> dict[str, Tensor]:
+    """Named features of a micro-batch: L2-normalised, with the scalars of the loss."""
+    image = chunk["image"].to(trainer.device, non_blocking=True)
+    text = chunk["text"].to(trainer.device, non_blocking=True)
+    with autocast(trainer):
+        return trainer.parallel.forward(image, text)
+
+
+def autocast(trainer: Trainer) -> torch.autocast:
+    """The precision of the towers."""
+    dtype = AUTOCAST_DTYPES[trainer.config.precision]
+    return torch.autocast(trainer.device.type, dtype=dtype, enabled=dtype != torch.float32)
+
+
+def micro_batches(batch: Batch, size: int | None) -> list[Batch]:
+    """A batch in consecutive parts of `size` rows."""
+    num_rows = batch["image"].shape[0]
+    size = size or num_rows
+    return [
+        {name: rows[start : start + size] for name, rows in batch.items()}
+        for start in range(0, num_rows, size)
+    ]
