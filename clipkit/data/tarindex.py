@@ -26,6 +26,7 @@ from clipkit.data import problems
 from clipkit.data.problems import Problems
 
 _FORMAT_VERSION = 1
+_ARRAYS = ("group", "extension", "offset", "size")
 _LOGGER = logging.getLogger(__name__)
 
 Int32s = npt.NDArray[np.int32]
@@ -179,11 +180,8 @@ def _read_cache(file: Path) -> TarIndex | None:
                 mtime_ns=text["mtime_ns"],
                 keys=tuple(text["keys"]),
                 extensions=tuple(text["extensions"]),
-                group=stored["group"],
-                extension=stored["extension"],
-                offset=stored["offset"],
-                size=stored["size"],
                 problems=Problems(text["counts"], text["examples"]),
+                **{name: stored[name] for name in _ARRAYS},
             )
     except FileNotFoundError:
         return None
@@ -203,7 +201,7 @@ def _write_cache(file: Path, index: TarIndex) -> None:
         "examples": index.problems.examples,
     }
     encoded = np.frombuffer(json.dumps(text).encode(), dtype=np.uint8)
-    arrays: dict[str, Any] = {"group": index.group, "extension": index.extension, "offset": index.offset, "size": index.size}
+    arrays: dict[str, Any] = {name: getattr(index, name) for name in _ARRAYS}
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=file.parent, suffix=".tmp", delete=False) as stream:

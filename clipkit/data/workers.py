@@ -1,0 +1,104 @@
+"""Processes that prepare batches ahead of the one that uses them."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Iterable, Iterator
+from typing import Any, Generic, NoReturn, Protocol, TypeVar
+
+import torch
+from torch.utils.data import DataLoader
+
+Item = TypeVar("Item")
+ItemOut = TypeVar("ItemOut", covariant=True)
+PREFETCH_FACTOR = 2
+
+
+class Producer(Protocol[ItemOut]):
+    """Number -> item, always the same one; called in the workers."""
+
+    def __getitem__(self, number: int) -> ItemOut: ...
+
+
+class _Error:
+    """An error for the user, carried out of a worker without its traceback."""
+
+    def __init__(self, error: ValueError | OSError) -> None:
+        self.message = str(error)
+        self.is_os_error = isinstance(error, OSError)
+
+    def throw(self) -> NoReturn:
+        raise (OSError if self.is_os_error else ValueError)(self.message)
+
+
+class _Guarded(Generic[Item]):
+    """A producer that returns the errors meant for the user instead of raising them in a worker."""
+
+    def __init__(self, producer: Producer[Item]) -> None:
+        self._producer = producer
+
+    def __getitem__(self, number: int) -> Item | _Error:
+        try:
+            return self._producer[number]
+        except (ValueError, OSError) as error:
+            return _Error(error)
+
+
+def produce(producer: Producer[Item], numbers: Iterable[int], num_workers: int) -> Iterator[Item]:
+    """Items of `numbers` in order, made by `num_workers` processes, or here if there are none.
+
+    Workers live until the iterator is closed, dropped or at its end. They are forked where the system can
+    (they share the index, and start at once), take one thread each, and leave SIGINT and SIGTERM to the main
+    process, which may want to save before it stops.
+
+    Raises:
+        ValueError, OSError: as the producer raised them, without a worker's traceback.
+    """
+    loader: DataLoader[Any] = DataLoader(
+        _Guarded(producer),  # type: ignore[arg-type]
+        batch_size=None,
+        sampler=numbers,
+        num_workers=num_workers,
+        collate_fn=_same,
+        worker_init_fn=_init_worker,
+        prefetch_factor=PREFETCH_FACTOR if num_workers else None,
+        pin_memory=torch.cuda.is_available(),
+        multiprocessing_context=_start_method() if num_workers else None,
+        generator=torch.Generator(),  # or starting it would draw from the generator of the run
+    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*fork.*", DeprecationWarning)  # Python >= 3.12, of any thread
+        items = iter(loader)
+
+    def close() -> None:
+        if num_workers:
+            items._shutdown_workers()  # type: ignore[attr-defined]
+
+    # Before Python's own clean-up, which would wait for workers that do not hear its SIGTERM.
+    atexit.register(close)
+    try:
+        for item in items:
+            if isinstance(item, _Error):
+                item.throw()
+            yield item
+    finally:
+        atexit.unregister(close)
+        close()
+
+
+def _same(item: Item) -> Item:
+    return item
+
+
+def _start_method() -> str:
+    return "fork" if sys.platform == "linux" else "spawn"
+
+
+def _init_worker(_number: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # transformers' tokenizers warn after a fork

@@ -1,0 +1,1 @@
+"""Training batches from sources of samples."""

@@ -1,0 +1,144 @@
+"""Training batches, endless and in a fixed order, from the step a run is at."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from clipkit import distributed
+from clipkit.data.order import SampleOrder
+from clipkit.data.samples import SampleKeys, Source, check_usable
+from clipkit.data.skips import SkipLog, SkipReport
+from clipkit.data.sources import open_sources
+from clipkit.data.workers import produce
+from clipkit.preprocess import AugmentConfig, TrainTransform
+
+from ..config import DataConfig
+from .batches import BatchPlan, Tokenizer, TrainBatches
+
+if TYPE_CHECKING:
+    from clipkit.model import DualEncoder
+
+
+class TrainLoader:
+    """This rank's part of every global batch.
+
+    Iterating gives, without end, a dict of `image` uint8 (b, 3, h, w), `text` int64 (b, L) and `key` (list of
+    b): the same for any number of workers, and concatenated over ranks for any number of ranks.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        plan: BatchPlan,
+        *,
+        tokenizer: Tokenizer,
+        transform: Callable[[Tensor], Tensor],
+        weights: Mapping[str, float] | None = None,
+        shuffle_window_samples: int = 262_144,
+        num_workers: int = 0,
+        start_step: int = 0,
+    ) -> None:
+        """Lay out the order.
+
+        Args:
+            sources: with at least one sample each.
+            plan: batch size, place in the world, seed, caption policy.
+            tokenizer: called once a batch, list of b texts -> int64 (b, L).
+            transform: uint8 (3, H, W) -> uint8 (3, h, w); randomness from torch's global generator, which is
+                seeded for every sample.
+            weights: times per epoch that a source's samples are seen, by name; 1 where none is given.
+            shuffle_window_samples: samples shuffled together, see `SampleOrder`.
+            num_workers: processes; 0 prepares batches in this one.
+            start_step: number of the first batch.
+
+        Raises:
+            ValueError: a source without samples, or an epoch smaller than one batch.
+        """
+        for source in sources:
+            check_usable(source)
+        weights = weights or {}
+        order = SampleOrder(
+            [source.sizes_per_shard for source in sources],
+            [weights.get(source.name, 1.0) for source in sources],
+            seed=plan.seed,
+            window_samples=shuffle_window_samples,
+        )
+        self.batch_size_total = plan.batch_size_total
+        """Samples of one step over all ranks."""
+        self.num_samples_per_epoch = order.num_samples_per_epoch
+        """Samples of all sources, times their weights."""
+        self.num_batches_per_epoch = order.num_samples_per_epoch // plan.batch_size_total
+        """Steps of an epoch; samples that do not fill a last batch are left out."""
+        if self.num_batches_per_epoch == 0:
+            raise ValueError(
+                f"an epoch of {order.num_samples_per_epoch} samples does not fill one batch of "
+                f"{plan.world_size} rank(s) x {plan.batch_size_per_rank} samples; "
+                "lower data.batch_size_per_rank or add data"
+            )
+        self._batches = TrainBatches(sources, order, plan, tokenizer=tokenizer, transform=transform)
+        self._num_workers = num_workers
+        self._start_step = start_step
+        self._skips = SkipLog(sources)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        steps = itertools.count(self._start_step)
+        for batch, skips in produce(self._batches, steps, self._num_workers):
+            self._skips.add(skips)
+            yield batch
+
+    def skip_report(self) -> SkipReport:
+        """What could not be used so far: of this rank, and of all since the last `gather_skips`."""
+        return self._skips.report()
+
+    def gather_skips(self) -> None:
+        """Make the report and the state those of all ranks. All ranks must call it together."""
+        self._skips.gather()
+
+    def skip_state(self) -> list[list[str | int]]:
+        """The samples found unusable so far, as JSON values for a checkpoint."""
+        return self._skips.state()
+
+    def load_skip_state(self, state: Iterable[Sequence[str | int]]) -> None:
+        """Go on counting from a `skip_state`."""
+        self._skips.load_state(state)
+
+
+def build_train_loader(
+    config: DataConfig, *, model: DualEncoder, seed: int, start_step: int = 0
+) -> TrainLoader:
+    """The loader of a training run, for this process's rank; on all ranks together.
+
+    Args:
+        config: sources and batch size.
+        model: for its tokenizer and the size of its images.
+        seed: fixes order, caption choice and augmentation.
+        start_step: steps already done.
+
+    Raises:
+        ValueError: a location or source that cannot be used, or an epoch smaller than one batch.
+        FileNotFoundError: a location that matches nothing.
+    """
+    keys = SampleKeys(image=config.image_keys, caption=config.caption_keys)
+    plan = BatchPlan(
+        batch_size_per_rank=config.batch_size_per_rank,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+        seed=seed,
+        captions=config.captions,
+    )
+    augment = AugmentConfig(**dataclasses.asdict(config.augment))
+    return TrainLoader(
+        open_sources(config.sources, keys, show=True),
+        plan,
+        tokenizer=model.tokenizer,
+        transform=TrainTransform(model.preprocess_config, augment),
+        weights=config.weights,
+        shuffle_window_samples=config.shuffle_window_samples,
+        num_workers=config.num_workers,
+        start_step=start_step,
+    )
