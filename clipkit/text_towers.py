@@ -70,11 +70,8 @@ def needed_columns(model: nn.Module, text: Tensor) -> int:
     causal = getattr(tower, "attn_mask", None) is not None and getattr(tower, "cls_emb", None) is None
     if not causal or pool_type not in ("argmax", "eos") or text.numel() == 0:
         return text.shape[1]
-    if pool_type == "argmax":
-        ends = text.argmax(dim=-1)
-    else:
-        ends = (text == _eos_id(tower)).int().argmax(dim=-1)
-    return int(ends.max()) + 1
+    marks = text if pool_type == "argmax" else text.eq(_eos_id(tower) or 0).int()
+    return int(marks.argmax(dim=-1).max()) + 1
 
 
 def encode_text(model: Any, text: Tensor) -> Tensor:
@@ -84,13 +81,10 @@ def encode_text(model: Any, text: Tensor) -> Tensor:
         ValueError: more columns than the tower has positions.
     """
     tower = open_clip_text(model)
-    if tower is None or text.shape[1] == tower.context_length:
-        features: Tensor = model.encode_text(text)
-        return features
-    if text.shape[1] > tower.context_length:
+    if tower is not None and text.shape[1] > tower.context_length:
         raise ValueError(f"the text has {text.shape[1]} columns, the model reads {tower.context_length}")
-    if getattr(tower, "cls_emb", None) is not None:
-        features = model.encode_text(text)
+    if tower is None or text.shape[1] == tower.context_length or getattr(tower, "cls_emb", None) is not None:
+        features: Tensor = model.encode_text(text)
         return features
     hidden, mask = _embed(tower, text)
     return _project(tower, tower.transformer(hidden, attn_mask=mask), text)
@@ -147,7 +141,8 @@ def _project(tower: Any, hidden: Tensor, text: Tensor) -> Tensor:
     if isinstance(tower.text_projection, nn.Linear):
         projected: Tensor = tower.text_projection(pooled)
         return projected
-    return pooled @ tower.text_projection
+    projection: Tensor = tower.text_projection
+    return pooled @ projection
 
 
 def _eos_id(tower: Any) -> int | None:

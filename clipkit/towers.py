@@ -31,7 +31,7 @@ def image_tokens(model: Any, images: Tensor, layers: Sequence[int] = (-1,)) -> T
     """Pooled image features and the patch tokens of some layers, from one forward.
 
     Args:
-        model: an open_clip model (its `visual` is used) with a VisionTransformer, ModifiedResNet or timm tower.
+        model: an open_clip model; its `visual` is a VisionTransformer, ModifiedResNet or timm tower.
         images: (B, 3, H, W), normalised.
         layers: all of one grid. A transformer's blocks; a ResNet's stem and stages.
 
