@@ -12,9 +12,18 @@ from cyclopts.exceptions import CycloptsError
 from clipkit.version import __version__
 
 COMMANDS = {
-    "demo": ("clipkit.commands.demo:app", "Train, evaluate and search on built-in data; ends with a report page."),
-    "inspect": ("clipkit.commands.inspect:app", "What is in a data set or a model directory, or the installation."),
-    "train": ("clipkit.training.cli:app", "Train a dual encoder on captioned images, from scratch or from a model."),
+    "demo": (
+        "clipkit.commands.demo:app",
+        "Train, evaluate and search on built-in data; ends with a report page.",
+    ),
+    "inspect": (
+        "clipkit.commands.inspect:app",
+        "What is in a data set or a model directory, or the installation.",
+    ),
+    "train": (
+        "clipkit.training.cli:app",
+        "Train a dual encoder on captioned images, from scratch or from a model.",
+    ),
 }
 
 EXIT_FAILURE = 1

@@ -94,7 +94,9 @@ def encode_set(
                 text_index.append(index[-1].repeat_interleave(per_image))
     finally:
         model.train(was_training)
-    return _in_order(*(all_gather_rows(torch.cat(part)) for part in (images, index, texts, text_index, labels)))
+    return _in_order(
+        *(all_gather_rows(torch.cat(part)) for part in (images, index, texts, text_index, labels))
+    )
 
 
 def _in_order(images: Tensor, index: Tensor, texts: Tensor, text_index: Tensor, labels: Tensor) -> EncodedSet:

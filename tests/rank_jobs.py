@@ -16,7 +16,9 @@ from clipkit.losses import clip_loss, siglip_loss
 NUM_PAIRS = 16
 LOSSES = {
     "softmax": lambda f: clip_loss(f["image_features"], f["text_features"], f["logit_scale"]),
-    "sigmoid": lambda f: siglip_loss(f["image_features"], f["text_features"], f["logit_scale"], f["logit_bias"]),
+    "sigmoid": lambda f: siglip_loss(
+        f["image_features"], f["text_features"], f["logit_scale"], f["logit_bias"]
+    ),
 }
 
 

@@ -29,7 +29,9 @@ def _serve(connection: Connection) -> None:
         os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size))
         try:
             if world_size > 1:
-                dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world_size)
+                dist.init_process_group(
+                    "gloo", init_method=f"file://{store}", rank=rank, world_size=world_size
+                )
             connection.send((True, function(*arguments)))
         except BaseException:
             connection.send((False, traceback.format_exc()))

@@ -40,7 +40,7 @@ def _oracle(num_chunks: int) -> tuple[float, dict[str, Tensor]]:
     }
     loss = rank_jobs.LOSSES["softmax"](features)
     loss.backward()
-    return float(loss), _gradients(model)
+    return float(loss.detach()), _gradients(model)
 
 
 @pytest.mark.parametrize("num_chunks", [1, 2, 4])

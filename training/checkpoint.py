@@ -1,7 +1,7 @@
 """Checkpoints of the whole training state, from which a run continues bit for bit.
 
 A checkpoint is a folder `step_N` that torch.distributed.checkpoint writes, every rank its part, plus
-`state.json`. It is written under a hidden name and renamed when complete, so a folder that is visible is whole.
+`state.json`. It is written under a hidden name and renamed when complete: a visible folder is whole.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
+from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 
 from clipkit import distributed
 from clipkit.gradcache import RngState
@@ -66,7 +66,9 @@ def save(
         temporary.mkdir()
     distributed.barrier()
     try:
-        dcp.save(_tensors(trained, rng), checkpoint_id=temporary, no_dist=not distributed.is_distributed())
+        state_dict_saver.save(
+            _tensors(trained, rng), checkpoint_id=temporary, no_dist=not distributed.is_distributed()
+        )
     except Exception as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise OSError(f"checkpoint {final} could not be written: {_reason(error)}") from error
@@ -105,7 +107,7 @@ def _reason(error: BaseException) -> str:
 
 
 def load(path: Path, trained: Trained) -> RngState:
-    """Restore model, optimiser and weight average in place.
+    """Restore model, optimiser and weight average, whose tensors are written in place.
 
     Returns:
         This rank's random state, to be restored right before the next step.
@@ -116,10 +118,9 @@ def load(path: Path, trained: Trained) -> RngState:
     rng = RngState()
     tensors = _tensors(trained, rng)
     try:
-        dcp.load(tensors, checkpoint_id=path, no_dist=not distributed.is_distributed())
+        state_dict_loader.load(tensors, checkpoint_id=path, no_dist=not distributed.is_distributed())
     except Exception as error:
         raise ValueError(f"checkpoint {path} does not fit this run: {_reason(error)}") from error
-    trained.model.load_state_dict(tensors["model"])
     return RngState.from_tensors(tensors["rng"][_rank_name()])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,21 +31,19 @@ class Checkpointer:
         self._last_save_seconds = time.monotonic()
         self._last_step = -1
 
-    def after_step(self, step: int, state: dict[str, Any]) -> bool:
+    def after_step(self, step: int, state: Callable[[], dict[str, Any]]) -> bool:
         """Save if it is due at `step` completed steps; True if the run is to stop."""
         stop, is_time = self._agree()
         every = self._config.every_steps
         if stop or is_time or (every is not None and step % every == 0):
-            self.save(step, RngState(), state)
+            self.save(step, RngState(), state())
         return stop
 
     def save(self, step: int, rng: RngState, state: dict[str, Any]) -> None:
         """Save now, unless this step is saved already."""
         if step == self._last_step:
             return
-        checkpoint.save(
-            self.directory, step, self._trained, rng=rng, state=state, keep=self._config.keep
-        )
+        checkpoint.save(self.directory, step, self._trained, rng=rng, state=state, keep=self._config.keep)
         self._last_step = step
         self._last_save_seconds = time.monotonic()
 

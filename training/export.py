@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
@@ -31,8 +32,8 @@ def save_model(trainer: Trainer, path: Path, *, step: int, metrics: Mapping[str,
     """Write a model directory from rank 0; every rank takes part in gathering the weights."""
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     with averaged_weights(trainer):
-        state_dict = get_model_state_dict(trainer.model, options=options)
+        weights: dict[str, Any] = dict(get_model_state_dict(trainer.model, options=options))
         if distributed.rank() == 0:
             provenance = {"made_by": "clipkit train", "step": step, "config": to_dict(trainer.config)}
-            trainer.model.save(path, state_dict=state_dict, metrics=dict(metrics), provenance=provenance)
+            trainer.model.save(path, state_dict=weights, metrics=dict(metrics), provenance=provenance)
     distributed.barrier()

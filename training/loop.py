@@ -61,7 +61,8 @@ class Run:
         return self.trainer.config
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps besides tensors."""
+        """What a checkpoint keeps besides tensors; all ranks together."""
+        self.loader.gather_skips()
         return {
             "config": to_dict(self.config),
             "grad_scaler": self.trainer.scaler.state_dict(),
@@ -100,9 +101,8 @@ def start(
 ) -> tuple[Run, RngState]:
     """Build everything and, after a checkpoint, put it in the state of its step."""
     model = build_model(config)
-    state = checkpoint.read_state(latest) if latest else {"step": 0}
+    state: dict[str, Any] = checkpoint.read_state(latest) if latest else {"step": 0}
     loader = build_train_loader(config.data, model=model, seed=config.seed, start_step=state["step"])
-    evaluations = open_evaluations(config)
     trainer = build_trainer(config, model, device, num_steps(config, loader))
     trained = checkpoint.Trained(model=model, optimizer=trainer.optimizer, average=trainer.average)
     rng = RngState()
@@ -113,7 +113,7 @@ def start(
     run = Run(
         trainer=trainer,
         loader=loader,
-        evaluations=evaluations,
+        evaluations=open_evaluations(config),
         checkpointer=Checkpointer(
             config.output / run_dir.CHECKPOINTS_NAME, config.checkpoint, trained, interrupt
         ),
@@ -151,7 +151,7 @@ def fit(run: Run, rng: RngState) -> bool:
             run.step += 1
             report(run, result, watch, meter)
             evaluate_if_due(run, watch, meter)
-            if run.checkpointer.after_step(run.step, run.state()):
+            if run.checkpointer.after_step(run.step, run.state):
                 meter.say(f"interrupted: saved step {run.step}; continue with --resume auto")
                 return False
     return True
@@ -220,6 +220,7 @@ def finish(run: Run) -> None:
     """Save the model directory and say how the run went."""
     path = run.config.output / MODEL_NAME
     save_model(run.trainer, path, step=run.step, metrics=run.metrics)
+    run.loader.gather_skips()
     if distributed.rank() == 0:
         skipped = run.loader.skip_report()
         (run.config.output / "skipped.json").write_text(

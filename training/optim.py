@@ -126,7 +126,7 @@ def clip_grad_norm(parameters: Iterable[nn.Parameter], max_norm: float | None) -
     for kind in filter(None, kinds):
         norm = get_total_norm([p.grad for p in kind if p.grad is not None])
         norms.append(norm.full_tensor() if isinstance(norm, DTensor) else norm)
-    total = torch.linalg.vector_norm(torch.stack(norms))
+    total: Tensor = torch.linalg.vector_norm(torch.stack(norms))
     if max_norm is not None:
         for kind in filter(None, kinds):
             clip_grads_with_norm_(kind, max_norm, total)

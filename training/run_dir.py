@@ -57,8 +57,8 @@ def _check_same_run(config: TrainConfig, state: dict[str, Any], path: Path) -> N
         )
     if state["world_size"] != distributed.world_size():
         raise ValueError(
-            f"{path} was written by {state['world_size']} ranks and holds a random state for each; resume on as "
-            f"many, got {distributed.world_size()} (another data.num_workers is fine)"
+            f"{path} was written by {state['world_size']} ranks and holds a random state for each; resume on "
+            f"as many, got {distributed.world_size()} (another data.num_workers is fine)"
         )
     now, then = _flat(to_dict(config)), _flat(state["config"])
     changed = [key for key in sorted(now.keys() | then.keys()) if now.get(key) != then.get(key)]

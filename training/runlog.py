@@ -52,7 +52,7 @@ class TensorBoard:
             raise ValueError(
                 "log.tensorboard needs tensorboard: pip install 'clipkit[tensorboard]'"
             ) from error
-        self._writer: Any = SummaryWriter(str(directory), purge_step=resume_step or None)  # type: ignore[no-untyped-call]
+        self._writer: Any = SummaryWriter(str(directory), purge_step=resume_step or None)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Add each value as a scalar."""

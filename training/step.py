@@ -14,6 +14,7 @@ from clipkit import gradcache
 from clipkit.distributed import all_reduce_mean
 from clipkit.losses import clip_loss, siglip_loss
 from clipkit.model import DualEncoder
+from clipkit.text_towers import needed_columns
 
 from . import optim
 from .config import TrainConfig
@@ -105,7 +106,9 @@ def train_step(trainer: Trainer, batch: Batch, step: int) -> StepResult:
 def encode(trainer: Trainer, chunk: Batch) -> dict[str, Tensor]:
     """Named features of a micro-batch: L2-normalised, with the scalars of the loss."""
     image = chunk["image"].to(trainer.device, non_blocking=True)
-    text = chunk["text"].to(trainer.device, non_blocking=True)
+    # Cut here, on the CPU: wrappers move their inputs to the device, where looking at them would wait.
+    num_columns = needed_columns(trainer.model.model, chunk["text"])
+    text = chunk["text"][:, :num_columns].to(trainer.device, non_blocking=True)
     with autocast(trainer):
         return trainer.parallel.forward(image, text)
 

@@ -69,7 +69,8 @@ class TrainBatches:
         self._plan = plan
         self._tokenizer = tokenizer
         self._transform = transform
-        self._bad: dict[tuple[int, int], str] = {}
+        self._bad: list[dict[int, str]] = [{} for _ in sources]
+        """For each source, why the samples found unusable are."""
 
     def __getitem__(self, step: int) -> tuple[dict[str, Any], list[Skip]]:
         """The batch and the unusable samples that were met for the first time (by this process)."""
@@ -91,11 +92,11 @@ class TrainBatches:
         number, sample = self._order.place(epoch, position)
         source = self._sources[number]
         for attempt in range(1, MAX_REDRAWS + 1):
-            if (number, sample) not in self._bad:
+            if sample not in self._bad[number]:
                 try:
                     return self._prepare(source, sample, epoch, position)
                 except (SampleError, ImageError) as error:
-                    self._bad[number, sample] = error.reason
+                    self._bad[number][sample] = error.reason
                     skips.append(Skip(source.name, sample, error.reason, source.where(sample)))
                     self._check_any_left(number)
             sample = stateless_hash(self._plan.seed, epoch, position, attempt) % len(source)
@@ -116,16 +117,14 @@ class TrainBatches:
 
     def _check_any_left(self, number: int) -> None:
         source = self._sources[number]
-        if sum(bad_source == number for bad_source, _ in self._bad) == len(source):
+        if len(self._bad[number]) == len(source):
             raise ValueError(
                 f"nothing usable in source {source.name!r} ({self._describe_bad(number)}); "
                 "look at it with `clipkit inspect`"
             )
 
     def _describe_bad(self, number: int) -> str:
-        return describe_counts(
-            Counter(reason for (source, _), reason in self._bad.items() if source == number)
-        )
+        return describe_counts(Counter(self._bad[number].values()))
 
 
 def choose_caption(captions: Sequence[str], policy: CaptionPolicy, chance: int) -> str:
