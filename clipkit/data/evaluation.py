@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,9 +57,8 @@ def open_eval_source(
         ValueError: nothing is usable, or the class names are missing or too few.
         FileNotFoundError: there is nothing at `location`.
     """
-    keys = keys or SampleKeys()
     require = ("caption",) if task == "retrieval" else ("label",)
-    keys = SampleKeys(**{**keys.__dict__, "require": require})
+    keys = dataclasses.replace(keys or SampleKeys(), require=require)
     source = open_sources({name: location}, keys)[0]
     check_usable(source)
     if task == "retrieval":
