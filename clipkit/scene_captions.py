@@ -1,0 +1,240 @@
+"""Captions that carry, as data, what they claim, so that their truth can be decided exactly."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from clipkit.scene_objects import INVERSE, Background, Description, SceneObject, relation
+
+_NUMBERS = {1: "a", 2: "two", 3: "three"}
+_SIZE_WORDS = {"small": ("small", "small", "tiny"), "large": ("large", "large", "big")}
+_RELATION_WORDS = {
+    "left of": ("to the left of", "left of"),
+    "right of": ("to the right of", "right of"),
+    "above": ("above", "over"),
+    "below": ("below", "under"),
+}
+_OPENINGS = ("", "", "", "a picture of ", "a picture with ", "an image of ")
+
+
+@dataclass(frozen=True)
+class Has:
+    """The scene has objects that fit: at least one for number 1, else exactly `number`."""
+
+    what: Description
+    number: int = 1
+
+    def holds(self, objects: Sequence[SceneObject], background: Background) -> bool:
+        """Whether the claim is true of the scene."""
+        found = sum(self.what.fits(obj) for obj in objects)
+        return found >= 1 if self.number == 1 else found == self.number
+
+
+@dataclass(frozen=True)
+class Related:
+    """Some object that fits `subject` stands in `relation` to another that fits `other`."""
+
+    subject: Description
+    relation: str
+    other: Description
+
+    def holds(self, objects: Sequence[SceneObject], background: Background) -> bool:
+        """Whether the claim is true of the scene."""
+        return any(
+            self.subject.fits(a) and self.other.fits(b) and relation(a, b) == self.relation
+            for a, b in itertools.permutations(objects, 2)
+        )
+
+
+@dataclass(frozen=True)
+class StandsOn:
+    """The background has this style and tone."""
+
+    style: str
+    tone: str
+
+    def holds(self, objects: Sequence[SceneObject], background: Background) -> bool:
+        """Whether the claim is true of the scene."""
+        return (self.style, self.tone) == (background.style, background.tone)
+
+
+Claim = Has | Related | StandsOn
+
+
+@dataclass(frozen=True)
+class Caption:
+    """A sentence and all that it claims.
+
+    Args:
+        text: the sentence, lower case.
+        claims: every statement in it; the caption is true when all hold.
+        detail: "names", "partial" or "full".
+    """
+
+    text: str
+    claims: tuple[Claim, ...]
+    detail: str
+
+    def is_true_of(self, objects: Sequence[SceneObject], background: Background) -> bool:
+        """Whether all claims hold."""
+        return all(claim.holds(objects, background) for claim in self.claims)
+
+
+@dataclass(frozen=True)
+class Foil:
+    """A caption that is true of the scene and one of the same words, or nearly so, that is not.
+
+    Args:
+        kind: what was exchanged: "binding", "size", "cell", "relation" or "count".
+        caption: the true one.
+        foil: the false one.
+    """
+
+    kind: str
+    caption: Caption
+    foil: Caption
+
+
+@dataclass(frozen=True)
+class Group:
+    """Objects of a scene that share colour, shape and size, and so one noun phrase."""
+
+    what: Description
+    objects: tuple[SceneObject, ...]
+
+
+def group(objects: Sequence[SceneObject]) -> list[Group]:
+    """The objects by (colour, shape, size), in the order of first appearance."""
+    groups: dict[Description, list[SceneObject]] = {}
+    for obj in objects:
+        groups.setdefault(Description(obj.colour, obj.shape, obj.size), []).append(obj)
+    return [Group(what, tuple(members)) for what, members in groups.items()]
+
+
+def noun_phrase(what: Description, number: int = 1, rng: random.Random | None = None) -> str:
+    """E.g. "a small red circle in the top left", "three blue stars"; `rng` picks among synonyms."""
+    size = what.size and (rng.choice(_SIZE_WORDS[what.size]) if rng else what.size)
+    noun = what.shape or "shape"
+    if number > 1:
+        noun += "es" if noun == "cross" else "s"
+    words = [_NUMBERS[number], size, what.colour, noun]
+    where = what.cell and f"{'in' if what.cell == 'center' else 'at'} the {what.cell}"
+    return " ".join(word for word in [*words, where] if word)
+
+
+def _join(phrases: Sequence[str]) -> str:
+    return " and ".join([", ".join(phrases[:-1]), phrases[-1]] if len(phrases) > 1 else phrases)
+
+
+def _listing(
+    said: Sequence[tuple[Description, int]], detail: str, rng: random.Random | None = None
+) -> Caption:
+    """All of `said`, one after the other."""
+    text = _join([noun_phrase(what, number, rng) for what, number in said])
+    return Caption(text, tuple(Has(what, number) for what, number in said), detail)
+
+
+def _relation(
+    subject: Description, word: str, other: Description, rng: random.Random | None = None
+) -> Caption:
+    between = rng.choice(_RELATION_WORDS[word]) if rng else _RELATION_WORDS[word][0]
+    text = f"{noun_phrase(subject, 1, rng)} {between} {noun_phrase(other, 1, rng)}"
+    return Caption(text, (Has(subject), Has(other), Related(subject, word, other)), "partial")
+
+
+def _say(
+    rng: random.Random, groups: Sequence[Group], *, size: bool, cell: bool
+) -> list[tuple[Description, int]]:
+    """What to say of each group, in random order; positions only of single objects."""
+    order = rng.sample(list(groups), len(groups))
+    return [
+        (
+            replace(
+                g.what,
+                size=g.what.size if size else None,
+                cell=g.objects[0].cell if cell and len(g.objects) == 1 else None,
+            ),
+            len(g.objects),
+        )
+        for g in order
+    ]
+
+
+def _with_background(caption: Caption, background: Background) -> Caption:
+    text = f"{caption.text} on a {background.style} {background.tone} background"
+    claim = StandsOn(background.style, background.tone)
+    return replace(caption, text=text, claims=(*caption.claims, claim))
+
+
+def _partial(rng: random.Random, groups: Sequence[Group], background: Background) -> Caption:
+    """Everything is named, and one thing more is said: sizes, positions, a relation or the background."""
+    kind = rng.choice(("size", "cell", "relation", "background"))
+    singles = [g for g in groups if len(g.objects) == 1]
+    if kind == "relation" and len(singles) >= 2:
+        a, b = rng.sample(singles, 2)
+        word = relation(a.objects[0], b.objects[0])
+        if word is not None:
+            rest = [g for g in groups if g not in (a, b)]
+            related = _relation(replace(a.what, size=None), word, replace(b.what, size=None), rng)
+            if not rest:
+                return related
+            listing = _listing(_say(rng, rest, size=False, cell=False), "partial", rng)
+            return Caption(f"{related.text}, and {listing.text}", related.claims + listing.claims, "partial")
+    if kind == "background" or (kind == "size" and len(groups) == 1):
+        return _with_background(
+            _listing(_say(rng, groups, size=False, cell=False), "partial", rng), background
+        )
+    size = kind == "size" or not singles
+    return _listing(_say(rng, groups, size=size, cell=not size), "partial", rng)
+
+
+def write_captions(
+    rng: random.Random, objects: Sequence[SceneObject], background: Background
+) -> tuple[Caption, Caption, Caption]:
+    """Three true captions of rising detail: the names, one thing more, everything."""
+    groups = group(objects)
+    names = _listing(_say(rng, groups, size=False, cell=False), "names", rng)
+    partial = _partial(rng, groups, background)
+    full = _with_background(_listing(_say(rng, groups, size=True, cell=True), "full", rng), background)
+    names, partial, full = (replace(c, text=rng.choice(_OPENINGS) + c.text) for c in (names, partial, full))
+    return names, partial, full
+
+
+def write_foils(objects: Sequence[SceneObject], background: Background) -> Iterator[Foil]:
+    """Pairs of a true and a false caption: one for every kind of exchange that the scene allows."""
+    groups = group(objects)
+    singles = [g for g in groups if len(g.objects) == 1]
+    for kind, caption, foil in itertools.chain(_swaps(singles), _miscounts(groups)):
+        if caption.is_true_of(objects, background) and not foil.is_true_of(objects, background):
+            yield Foil(kind, caption, foil)
+
+
+def _swaps(singles: Sequence[Group]) -> Iterator[tuple[str, Caption, Caption]]:
+    for a, b in itertools.combinations(singles, 2):
+        p, q = replace(a.what, size=None), replace(b.what, size=None)
+        true = _listing([(p, 1), (q, 1)], "names")
+        yield (
+            "binding",
+            true,
+            _listing([(replace(p, colour=q.colour), 1), (replace(q, colour=p.colour), 1)], "names"),
+        )
+        sizes = [(replace(p, size=b.what.size), 1), (replace(q, size=a.what.size), 1)]
+        yield "size", _listing([(a.what, 1), (b.what, 1)], "partial"), _listing(sizes, "partial")
+        here, there = a.objects[0].cell, b.objects[0].cell
+        placed, exchanged = (
+            [(replace(p, cell=x), 1), (replace(q, cell=y), 1)] for x, y in [(here, there), (there, here)]
+        )
+        yield "cell", _listing(placed, "partial"), _listing(exchanged, "partial")
+        word = relation(a.objects[0], b.objects[0])
+        if word is not None:
+            yield "relation", _relation(p, word, q), _relation(p, INVERSE[word], q)
+
+
+def _miscounts(groups: Sequence[Group]) -> Iterator[tuple[str, Caption, Caption]]:
+    for g in groups:
+        number, what = len(g.objects), replace(g.what, size=None)
+        if number > 1:
+            yield "count", _listing([(what, number)], "names"), _listing([(what, 5 - number)], "names")

@@ -1,0 +1,144 @@
+"""Draw scenes at random: scene i is a function of (seed, split, i) alone."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from PIL import Image
+
+from clipkit import scene_drawing
+from clipkit.scene_captions import Caption, Foil, noun_phrase, write_captions, write_foils
+from clipkit.scene_objects import (
+    CELLS,
+    CLASSES,
+    COLOURS,
+    COLUMNS,
+    RADII,
+    STYLES,
+    TONES,
+    UNSEEN_CLASSES,
+    Background,
+    Description,
+    SceneObject,
+)
+
+SPLITS = ("train", "val", "objects")
+"""train: no combination of `UNSEEN_CLASSES`; val: all; objects: one object, class i % 64 in scene i."""
+
+GROUP_WEIGHTS = {1: 0.10, 2: 0.40, 3: 0.50}
+"""Number of different kinds of object in a scene -> probability."""
+REPEAT_WEIGHTS = {1: 0.65, 2: 0.2, 3: 0.15}
+"""How many objects of the first kind -> probability; a scene has at most four objects."""
+_MAX_OBJECTS = 4
+_SHARED_ATTRIBUTE = 0.6
+"""How often a further kind repeats a colour or a shape of the scene, so that words alone do not tell it."""
+_GAP = 0.015
+"""Boxes never come closer than this to each other or to the border: nothing overlaps."""
+_CELL_MARGIN = 0.04
+"""Centres keep this distance from the borders of their cell, so that the position word is clear."""
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A captioned scene with exact ground truth.
+
+    Args:
+        key: unique within the split, nine digits.
+        objects: one to four, no two overlapping, no two in one cell.
+        background: what they stand on.
+        captions: three true sentences of rising detail.
+    """
+
+    key: str
+    objects: tuple[SceneObject, ...]
+    background: Background
+    captions: tuple[Caption, ...]
+
+    def draw(self, image_size: int = 64) -> Image.Image:
+        """The scene as an RGB image of side `image_size` pixels, drawn anew at every call."""
+        return scene_drawing.draw(self.objects, self.background, image_size)
+
+    def foils(self) -> tuple[Foil, ...]:
+        """True and false captions that differ in one exchange (see `Foil`)."""
+        return tuple(write_foils(self.objects, self.background))
+
+    def phrases(self) -> tuple[str, ...]:
+        """For every object a phrase that fits it alone, e.g. "the small red star"."""
+        return tuple(self._phrase(obj) for obj in self.objects)
+
+    def _phrase(self, obj: SceneObject) -> str:
+        what = Description(obj.colour, obj.shape, obj.size)
+        if sum(what.fits(other) for other in self.objects) > 1:
+            what = Description(obj.colour, obj.shape, obj.size, obj.cell)
+        return "the " + noun_phrase(what).removeprefix("a ")
+
+
+def generate(num: int, *, seed: int = 0, split: str = "train", start: int = 0) -> Iterator[Scene]:
+    """Scenes `start` to `start + num - 1` of a split.
+
+    Raises:
+        ValueError: `split` is not one of `SPLITS`, or a count is negative.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"unknown split {split!r}; choose from {', '.join(SPLITS)}")
+    if num < 0 or start < 0:
+        raise ValueError(f"num and start must be >= 0, got {num} and {start}")
+    return (_scene(seed, split, index) for index in range(start, start + num))
+
+
+def _scene(seed: int, split: str, index: int) -> Scene:
+    # A string seed goes through SHA-512, so near-by seeds and indices give unrelated scenes on any machine.
+    rng = random.Random(f"{seed}/{split}/{index}")
+    if split == "objects":
+        kinds = [CLASSES[index % len(CLASSES)]]
+    else:
+        kinds = _kinds(rng, with_unseen=split != "train")
+    objects = None
+    while objects is None:
+        objects = _place(rng, kinds)
+    background = Background(rng.choice(STYLES), rng.choice(tuple(TONES)), rng.getrandbits(32))
+    return Scene(f"{index:09d}", tuple(objects), background, write_captions(rng, objects, background))
+
+
+def _kinds(rng: random.Random, *, with_unseen: bool) -> list[tuple[str, str]]:
+    """(colour, shape) of every object; equal ones come first."""
+    allowed = [kind for kind in CLASSES if with_unseen or kind not in UNSEEN_CLASSES]
+    kinds = [rng.choice(allowed)]
+    for _ in range(_draw(rng, GROUP_WEIGHTS) - 1):
+        pool = [kind for kind in allowed if kind not in kinds]
+        if rng.random() < _SHARED_ATTRIBUTE:
+            pool = [kind for kind in pool if any((kind[0] == k[0]) != (kind[1] == k[1]) for k in kinds)]
+        kinds.append(rng.choice(pool))
+    repeats = min(_draw(rng, REPEAT_WEIGHTS), _MAX_OBJECTS + 1 - len(kinds))
+    return [kinds[0]] * (repeats - 1) + kinds
+
+
+def _draw(rng: random.Random, weights: dict[int, float]) -> int:
+    return rng.choices(list(weights), list(weights.values()))[0]
+
+
+def _place(rng: random.Random, kinds: list[tuple[str, str]]) -> list[SceneObject] | None:
+    """Objects of these kinds in different cells, or None where two would come too close."""
+    objects: list[SceneObject] = []
+    sizes: dict[tuple[str, str], str] = {}
+    for (colour, shape), cell in zip(kinds, rng.sample(range(len(CELLS)), len(kinds)), strict=True):
+        size = sizes.setdefault((colour, shape), rng.choice(tuple(RADII)))
+        radius = rng.uniform(*RADII[size])
+        row, column = divmod(cell, COLUMNS)
+        x, y = (_coordinate(rng, step, radius) for step in (column, row))
+        red, green, blue = (min(255, max(0, level + rng.randint(-10, 10))) for level in COLOURS[colour])
+        objects.append(SceneObject(shape, colour, size, x, y, radius, (red, green, blue)))
+        if any(_too_close(objects[-1], other) for other in objects[:-1]):
+            return None
+    return objects
+
+
+def _coordinate(rng: random.Random, step: int, radius: float) -> float:
+    low, high = step / COLUMNS + _CELL_MARGIN, (step + 1) / COLUMNS - _CELL_MARGIN
+    return rng.uniform(max(low, radius + _GAP), min(high, 1 - radius - _GAP))
+
+
+def _too_close(a: SceneObject, b: SceneObject) -> bool:
+    return max(abs(a.x - b.x), abs(a.y - b.y)) < a.radius + b.radius + _GAP

@@ -1,0 +1,210 @@
+"""Write scenes as the tar shards that `clipkit train` and `clipkit evaluate` read.
+
+```
+OUT/scenes.json                   the settings; written last, so a folder that has it is complete
+OUT/{train,val}/00000.tar ...     img2dataset layout: KEY.jpg, KEY.txt (one caption a line), KEY.json
+OUT/{train,val}/sizes.json        {"00000.tar": 1000, ...}
+OUT/objects/classnames.txt        CLIP_benchmark layout: one object an image, every colour-shape class
+OUT/objects/zeroshot_classification_templates.txt, unseen_classnames.txt
+OUT/objects/test/nshards.txt, sizes.json, 0.tar ...    KEY.jpg, KEY.cls, KEY.json
+```
+
+KEY.json holds `regions` (box xyxy in [0, 1] and phrase), `objects` (the attribute table, in the order of the
+regions), `background`, `captions` with, caption by caption, their `details` ("names", "partial", "full") and
+`claims`, and outside train the `foils`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import itertools
+import json
+import multiprocessing
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from clipkit.scene_captions import Claim
+from clipkit.scene_objects import class_names, unseen_class_names
+from clipkit.scene_sampling import Scene, generate
+
+FORMAT_VERSION = 1
+"""Raised whenever the same settings would give other bytes."""
+
+TEMPLATES = ("a {c}", "a picture of a {c}", "a picture with a {c}", "an image of a {c}")
+
+_SCENES_PER_JOB = 250
+_JPEG = {"quality": 95, "subsampling": 0}
+
+Sample = dict[str, str | bytes]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SceneShards:
+    """How many scenes to write, and which."""
+
+    num_train: int = 20_000
+    """Scenes to train on; they never show a combination of `UNSEEN_CLASSES`."""
+    num_val: int = 1_000
+    """Held-out scenes over all combinations."""
+    num_objects: int = 1_280
+    """Held-out images of one object, equally many of every class as far as the number divides."""
+    image_size: int = 64
+    """Side of the images in pixels."""
+    seed: int = 0
+    """The scenes follow from it alone."""
+    shard_size: int = 1_000
+    """Samples in a tar file; the last may hold fewer."""
+
+    def __post_init__(self) -> None:
+        if self.image_size < 32:
+            raise ValueError(f"image_size must be >= 32 for shapes to be recognisable, got {self.image_size}")
+        if self.shard_size < 1:
+            raise ValueError(f"shard_size must be >= 1, got {self.shard_size}")
+        if min(self.num_train, self.num_val, self.num_objects) < 1:
+            raise ValueError("num_train, num_val and num_objects must each be >= 1")
+
+
+def write_shards(
+    out_dir: str | Path,
+    settings: SceneShards | None = None,
+    *,
+    num_processes: int = 1,
+    progress: Callable[[int, int], None] | None = None,
+) -> Path:
+    """Write the three splits; nothing is left behind under `out_dir` unless all of it is complete.
+
+    The bytes depend on `settings` alone. A folder that already holds these settings is left as it is.
+
+    Args:
+        out_dir: a folder that does not exist yet or is empty.
+        settings: defaults to `SceneShards()`.
+        num_processes: drawing processes. They are spawned, so for more than one the calling script needs the
+            usual `if __name__ == "__main__":`.
+        progress: called with (scenes done, scenes in all) as the work goes on.
+
+    Returns:
+        `out_dir`.
+
+    Raises:
+        FileExistsError: `out_dir` holds something else.
+    """
+    out_dir, settings = Path(out_dir), settings or SceneShards()
+    described = json.dumps({"format_version": FORMAT_VERSION, **asdict(settings)}, indent=2) + "\n"
+    marker = out_dir / "scenes.json"
+    if marker.is_file() and marker.read_text() == described:
+        return out_dir
+    if out_dir.exists() and not (out_dir.is_dir() and not any(out_dir.iterdir())):
+        raise FileExistsError(f"{out_dir} already holds something else; name a new folder or remove it")
+    out_dir.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{out_dir.name}.", dir=out_dir.parent))
+    try:
+        partial.chmod(0o777 & ~_umask())
+        _write_tree(partial, settings, num_processes, progress)
+        (partial / marker.name).write_text(described)
+        os.replace(partial, out_dir)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return out_dir
+
+
+def _write_tree(
+    root: Path, settings: SceneShards, num_processes: int, progress: Callable[[int, int], None] | None
+) -> None:
+    numbers = {"train": settings.num_train, "val": settings.num_val, "objects": settings.num_objects}
+    done, total = 0, sum(numbers.values())
+
+    def counted(samples: Iterable[list[Sample]]) -> Iterator[Sample]:
+        nonlocal done
+        for chunk in samples:
+            yield from chunk
+            done += len(chunk)
+            if progress is not None:
+                progress(done, total)
+
+    with contextlib.ExitStack() as stack:
+        run: Callable[[Any, Any], Iterable[list[Sample]]] = map
+        if num_processes > 1:
+            run = stack.enter_context(multiprocessing.get_context("spawn").Pool(num_processes)).imap
+        for split, number in numbers.items():
+            starts = range(0, number, _SCENES_PER_JOB)
+            jobs = [(settings, split, start, min(_SCENES_PER_JOB, number - start)) for start in starts]
+            folder = root / "objects" / "test" if split == "objects" else root / split
+            pattern = "{}.tar" if split == "objects" else "{:05d}.tar"
+            _write_split(folder, pattern, settings.shard_size, counted(run(_encode_job, jobs)))
+    objects = root / "objects"
+    (objects / "test" / "nshards.txt").write_text(f"{len(list((objects / 'test').glob('*.tar')))}\n")
+    _write_lines(objects / "classnames.txt", class_names())
+    _write_lines(objects / "unseen_classnames.txt", unseen_class_names())
+    _write_lines(objects / "zeroshot_classification_templates.txt", TEMPLATES)
+
+
+def _write_split(folder: Path, pattern: str, shard_size: int, samples: Iterator[Sample]) -> None:
+    import webdataset  # imports torch
+
+    folder.mkdir(parents=True)
+    sizes: dict[str, int] = {}
+    while shard := list(itertools.islice(samples, shard_size)):
+        name = pattern.format(len(sizes))
+        with (folder / name).open("wb") as file, webdataset.TarWriter(file, encoder=False, mtime=0) as tar:
+            for sample in shard:
+                tar.write(sample)
+        sizes[name] = len(shard)
+    (folder / "sizes.json").write_text(json.dumps(sizes, indent=2) + "\n")
+
+
+def _encode_job(job: tuple[SceneShards, str, int, int]) -> list[Sample]:
+    settings, split, start, number = job
+    scenes = generate(number, seed=settings.seed, split=split, start=start)
+    return [_encode(scene, split, settings.image_size) for scene in scenes]
+
+
+def _encode(scene: Scene, split: str, image_size: int) -> Sample:
+    image = io.BytesIO()
+    scene.draw(image_size).save(image, "JPEG", **_JPEG)
+    fields = json.dumps(describe(scene, with_foils=split != "train")).encode()
+    if split == "objects":
+        label = str(scene.objects[0].class_id).encode()
+        return {"__key__": f"s{int(scene.key):07d}", "jpg": image.getvalue(), "cls": label, "json": fields}
+    lines = "".join(caption.text + "\n" for caption in scene.captions).encode()
+    return {"__key__": scene.key, "jpg": image.getvalue(), "txt": lines, "json": fields}
+
+
+def describe(scene: Scene, *, with_foils: bool = True) -> dict[str, Any]:
+    """The ground truth of a scene as JSON data, the member KEY.json (keys: see the module)."""
+    boxes = [[round(edge, 6) for edge in obj.box] for obj in scene.objects]
+    fields: dict[str, Any] = {
+        "regions": [{"box": b, "phrase": p} for b, p in zip(boxes, scene.phrases(), strict=True)],
+        "objects": [
+            {"shape": o.shape, "colour": o.colour, "size": o.size, "cell": o.cell} for o in scene.objects
+        ],
+        "background": {"style": scene.background.style, "tone": scene.background.tone},
+        "captions": [caption.text for caption in scene.captions],
+        "details": [caption.detail for caption in scene.captions],
+        "claims": [[_claim(claim) for claim in caption.claims] for caption in scene.captions],
+    }
+    if with_foils:
+        fields["foils"] = [
+            {"kind": foil.kind, "caption": foil.caption.text, "foil": foil.foil.text}
+            for foil in scene.foils()
+        ]
+    return fields
+
+
+def _claim(claim: Claim) -> dict[str, Any]:
+    return {"claim": type(claim).__name__, **asdict(claim)}
+
+
+def _write_lines(path: Path, lines: Iterable[str]) -> None:
+    path.write_text("".join(f"{line}\n" for line in lines))
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
