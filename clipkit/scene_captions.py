@@ -170,25 +170,33 @@ def _with_background(caption: Caption, background: Background) -> Caption:
 
 
 def _partial(rng: random.Random, groups: Sequence[Group], background: Background) -> Caption:
-    """Everything is named, and one thing more is said: sizes, positions, a relation or the background."""
+    """Everything is named, and something more is said: sizes, positions, a relation or the background."""
     kind = rng.choice(("size", "cell", "relation", "background"))
+    related = _with_relation(rng, groups) if kind == "relation" else None
+    if related is not None:
+        return related
+    size = kind == "size" or all(len(g.objects) > 1 for g in groups)
+    cell = kind in ("cell", "relation")
+    listing = _listing(_say(rng, groups, size=size, cell=cell), "partial", rng)
+    # Of a single group one attribute says little: the background comes on top.
+    return _with_background(listing, background) if kind == "background" or len(groups) == 1 else listing
+
+
+def _with_relation(rng: random.Random, groups: Sequence[Group]) -> Caption | None:
+    """Two single objects in their relation, then the others; None where no pair is in one."""
     singles = [g for g in groups if len(g.objects) == 1]
-    if kind == "relation" and len(singles) >= 2:
-        a, b = rng.sample(singles, 2)
-        word = relation(a.objects[0], b.objects[0])
-        if word is not None:
-            rest = [g for g in groups if g not in (a, b)]
-            related = _relation(replace(a.what, size=None), word, replace(b.what, size=None), rng)
-            if not rest:
-                return related
-            listing = _listing(_say(rng, rest, size=False, cell=False), "partial", rng)
-            return Caption(f"{related.text}, and {listing.text}", related.claims + listing.claims, "partial")
-    if kind == "background" or (kind == "size" and len(groups) == 1):
-        return _with_background(
-            _listing(_say(rng, groups, size=False, cell=False), "partial", rng), background
-        )
-    size = kind == "size" or not singles
-    return _listing(_say(rng, groups, size=size, cell=not size), "partial", rng)
+    if len(singles) < 2:
+        return None
+    a, b = rng.sample(singles, 2)
+    word = relation(a.objects[0], b.objects[0])
+    if word is None:
+        return None
+    related = _relation(replace(a.what, size=None), word, replace(b.what, size=None), rng)
+    rest = [g for g in groups if g not in (a, b)]
+    if not rest:
+        return related
+    listing = _listing(_say(rng, rest, size=False, cell=False), "partial", rng)
+    return Caption(f"{related.text}, and {listing.text}", related.claims + listing.claims, "partial")
 
 
 def write_captions(

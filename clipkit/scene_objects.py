@@ -27,7 +27,7 @@ TONES = {"white": (242, 242, 242), "gray": (128, 128, 128), "black": (18, 18, 18
 
 STYLES = ("plain", "gradient", "noisy", "striped")
 
-RADII = {"small": (0.095, 0.115), "large": (0.170, 0.200)}
+RADII = {"small": (0.115, 0.130), "large": (0.180, 0.205)}
 """Name -> range of half the box side."""
 
 ROWS = COLUMNS = 3

@@ -27,7 +27,7 @@ from clipkit.scene_objects import (
 SPLITS = ("train", "val", "objects")
 """train: no combination of `UNSEEN_CLASSES`; val: all; objects: one object, class i % 64 in scene i."""
 
-GROUP_WEIGHTS = {1: 0.10, 2: 0.40, 3: 0.50}
+GROUP_WEIGHTS = {1: 0.15, 2: 0.35, 3: 0.50}
 """Number of different kinds of object in a scene -> probability."""
 REPEAT_WEIGHTS = {1: 0.65, 2: 0.2, 3: 0.15}
 """How many objects of the first kind -> probability; a scene has at most four objects."""
