@@ -6,6 +6,7 @@ non-causal text tower, as in open_clip's own SigLIP configs.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ from clipkit.checkpoints import Tensors
 from clipkit.json_files import read_json
 
 Config = dict[str, Any]
+logger = logging.getLogger(__name__)
 
 # (width, layers) of the SigLIP image towers in timm.
 SIGLIP_SIZES = {(768, 12): "base", (1024, 24): "large", (1152, 27): "so400m", (1536, 40): "giantopt"}
@@ -96,6 +98,7 @@ def _siglip_config(vision: Config, text: Config) -> Config:
             f"open_clip takes the SigLIP image tower from timm, which has none of width {shape[0]}, "
             f"{shape[1]} layers, patch {patch_size}, {image_size} px"
         )
+    _warn_of_activation(name, vision["hidden_act"])
     vision_cfg = {
         "image_size": image_size,
         "timm_model_name": name,
@@ -111,6 +114,19 @@ def _siglip_config(vision: Config, text: Config) -> Config:
         "vision_cfg": vision_cfg,
         "text_cfg": text_cfg,
     }
+
+
+def _warn_of_activation(name: str, activation: str) -> None:
+    """Some timm towers have exact GELU where SigLIP was trained with the tanh form."""
+    import timm
+
+    with torch.device("meta"):
+        layer = timm.create_model(name).blocks[0].mlp.act
+    if ("tanh" in activation) != ("tanh" in type(layer).__name__.lower()):
+        logger.warning(
+            "timm's %s, which open_clip uses too, has %s where the config says %s: features differ slightly",
+            *(name, type(layer).__name__, activation),
+        )
 
 
 def _text_settings(text: Config) -> Config:
