@@ -86,7 +86,8 @@ def config_for_tensors(model_cfg: dict[str, Any], tensors: Tensors) -> dict[str,
     `custom_text`, a stored `logit_bias` means that there is one, a logit scale of shape (1,) is non-scalar.
     """
     completed = dict(model_cfg)
-    if any(name.startswith("text.") for name in tensors):
+    own_text = not model_cfg["text_cfg"].get("hf_model_name")
+    if own_text and any(name.startswith("text.") for name in tensors):
         completed["custom_text"] = True
     if "logit_bias" in tensors and completed.get("init_logit_bias") is None:
         completed["init_logit_bias"] = float(tensors["logit_bias"].float().mean())
