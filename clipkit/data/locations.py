@@ -75,6 +75,11 @@ def _nearest(path: Path) -> str:
 def _resolve_part(path: Path, location: str) -> Location:
     if path.is_dir():
         tars = tuple(sorted(path.glob("*.tar")))
+        nested = sorted(path.glob("*/*.tar"))
+        if nested and not tars:
+            raise ValueError(
+                f"{location!r} holds folders of tars: name one of them, such as {nested[0].parent}"
+            )
         return Location("shards", tars) if tars else Location("folder", (path,))
     if path.suffix == ".tar":
         return Location("shards", (path,))

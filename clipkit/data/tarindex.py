@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import tarfile
 import tempfile
 from array import array
@@ -27,6 +28,7 @@ from clipkit.data.problems import Problems
 
 _FORMAT_VERSION = 1
 _ARRAYS = ("group", "extension", "offset", "size")
+_META = re.compile(r"__[^/]*__($|/)")  # what webdataset keeps about the archive itself
 _LOGGER = logging.getLogger(__name__)
 
 Int32s = npt.NDArray[np.int32]
@@ -122,9 +124,9 @@ def _sample_members(path: Path, size_bytes: int, found: Problems) -> Iterator[tu
     from webdataset.tariterators import base_plus_ext
 
     for member in _headers(path, found):
-        file_name = member.name.rsplit("/", 1)[-1]
-        if not member.isreg() or member.issparse() or file_name.startswith((".", "__")):
-            continue  # folders, links, macOS's `._name`, webdataset's `__meta__`
+        is_hidden = member.name.rsplit("/", 1)[-1].startswith(".")  # macOS adds `._name`
+        if not member.isreg() or member.issparse() or is_hidden or _META.match(member.name):
+            continue
         if member.offset_data + member.size > size_bytes:
             continue  # the member that the end of a truncated file cuts
         key, extension = base_plus_ext(member.name)
@@ -171,7 +173,7 @@ def _cache_file(path: Path) -> Path:
 def _read_cache(file: Path) -> TarIndex | None:
     """The stored index, or None where there is none that can be read: it is then made again."""
     try:
-        with np.load(file, allow_pickle=False) as stored:
+        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
             text: dict[str, Any] = json.loads(stored["text"].tobytes())
             if text["version"] != _FORMAT_VERSION:
                 return None
