@@ -11,6 +11,7 @@ from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 import clipkit
+from clipkit import configs, text_towers
 
 SMALL = {"embed_dim": 16, "text_cfg": {"vocab_size": 49408, "width": 16, "layers": 1, "heads": 1}}
 RESNET = {"layers": [1, 1, 1, 1], "width": 8, "image_size": 64}
@@ -51,7 +52,7 @@ def checkpoint(tmp_path):
 
 def test_configs_of_our_own_can_be_built():
     sizes = {"test-vit": 4, "tiny-vit": 14, "tiny-conv": 17}
-    assert set(clipkit.configs.names()) == set(sizes)
+    assert set(configs.names()) == set(sizes)
     for name, limit in sizes.items():
         model = clipkit.create(name)
         assert sum(p.numel() for p in model.parameters()) < limit * 1e6
@@ -94,13 +95,13 @@ def test_short_captions_take_fewer_columns_and_give_the_same_features(monkeypatc
     model = small_model()
     text = model.tokenizer(CAPTIONS)
     seen = []
-    original = clipkit.text_towers.encode_text
+    original = text_towers.encode_text
 
     def recording(open_clip_model, tokens):
         seen.append(tokens.shape[1])
         return original(open_clip_model, tokens)
 
-    monkeypatch.setattr(clipkit.text_towers, "encode_text", recording)
+    monkeypatch.setattr(text_towers, "encode_text", recording)
     found = model.encode_text(text, normalize=True)
     assert seen == [9]
     torch.testing.assert_close(found, model.model.encode_text(text, normalize=True), atol=1e-6, rtol=0)

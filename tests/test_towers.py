@@ -2,7 +2,7 @@ import open_clip
 import pytest
 import torch
 
-import clipkit
+from clipkit import text_towers, towers
 from clipkit.architecture import build
 from clipkit.text_towers import needed_columns, resolve_layers
 from clipkit.towers import resample_tokens
@@ -73,7 +73,7 @@ def test_image_tokens_are_what_the_blocks_return(vision):
     modules, prefix = blocks_of(model.visual)
     expected = hooked(modules, lambda: model.encode_image(images))
     for layer in range(-len(modules), len(modules)):
-        found = clipkit.towers.image_tokens(model, images, layers=(layer,))
+        found = towers.image_tokens(model, images, layers=(layer,))
         torch.testing.assert_close(found.pooled, model.encode_image(images), atol=1e-6, rtol=0)
         output = expected[layer % len(modules)]
         if output.ndim == 4:
@@ -89,8 +89,8 @@ def test_image_tokens_are_what_the_blocks_return(vision):
 def test_several_layers_come_in_the_order_asked_for():
     model = make("vit")
     images = images_for(model)
-    found = clipkit.towers.image_tokens(model, images, layers=(-1, 0, 0))
-    each = [clipkit.towers.image_tokens(model, images, layers=(layer,)).tokens[0] for layer in (2, 0, 0)]
+    found = towers.image_tokens(model, images, layers=(-1, 0, 0))
+    each = [towers.image_tokens(model, images, layers=(layer,)).tokens[0] for layer in (2, 0, 0)]
     assert all(torch.equal(a, b) for a, b in zip(found.tokens, each, strict=True))
 
 
@@ -104,13 +104,13 @@ def test_layers_outside_the_tower_are_refused():
 def test_layers_of_different_grids_are_refused():
     model = make("resnet")
     with pytest.raises(ValueError, match=r"have different grids \[\(2, 2\), \(4, 4\)\]"):
-        clipkit.towers.image_tokens(model, images_for(model), layers=(-1, -2))
+        towers.image_tokens(model, images_for(model), layers=(-1, -2))
 
 
 def test_tokens_while_patches_are_dropped_are_refused():
     model = make({**VIT, "patch_dropout": 0.5}).train()
     with pytest.raises(ValueError, match="call eval"):
-        clipkit.towers.image_tokens(model, images_for(model))
+        towers.image_tokens(model, images_for(model))
 
 
 def texts(seed=0, lengths=(3, 5, 4)):
@@ -129,7 +129,7 @@ def test_text_tokens_are_what_the_blocks_return(custom_text):
     model = make("vit", custom_text=custom_text)
     tower = model.text if custom_text else model
     expected = hooked(list(tower.transformer.resblocks), lambda: model.encode_text(texts()))
-    found = clipkit.towers.text_tokens(model, texts(), layers=(0, -1))
+    found = towers.text_tokens(model, texts(), layers=(0, -1))
     torch.testing.assert_close(found.tokens[0], expected[0], atol=1e-6, rtol=0)
     torch.testing.assert_close(found.tokens[1], expected[2], atol=1e-6, rtol=0)
     torch.testing.assert_close(found.pooled, model.encode_text(texts()), atol=1e-6, rtol=0)
@@ -145,7 +145,7 @@ def test_fewer_columns_give_the_same_features_and_gradients(custom_text, pool):
     outputs, gradients = [], []
     for columns in (12, 5):
         model.zero_grad()
-        features = clipkit.text_towers.encode_text(model, text[:, :columns])
+        features = text_towers.encode_text(model, text[:, :columns])
         features.square().sum().backward()
         outputs.append(features.detach())
         gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
@@ -174,14 +174,14 @@ def test_a_text_without_end_keeps_every_feature():
     """Then 'eos' pools at column 0, and so it does on fewer columns."""
     model = make("vit", {**TEXT, "pool_type": "eos", "eos_id": 77}).double()
     assert needed_columns(model, texts()) == 1
-    found = clipkit.text_towers.encode_text(model, texts()[:, :1])
+    found = text_towers.encode_text(model, texts()[:, :1])
     torch.testing.assert_close(found, model.encode_text(texts()), atol=1e-12, rtol=0)
 
 
 def test_too_many_columns_are_refused():
     model = make("vit")
     with pytest.raises(ValueError, match="the text has 13 columns, the model reads 12"):
-        clipkit.text_towers.encode_text(model, torch.ones(1, 13, dtype=torch.long))
+        text_towers.encode_text(model, torch.ones(1, 13, dtype=torch.long))
 
 
 def test_resampling_by_hand():
@@ -201,8 +201,8 @@ def test_resampling_by_hand():
 def test_projected_tokens_average_to_the_pooled_features(vision):
     model = make(vision)
     images = images_for(model)
-    output = clipkit.towers.image_tokens(model, images)
-    projected = clipkit.towers.project_tokens(model, output.tokens[0])
+    output = towers.image_tokens(model, images)
+    projected = towers.project_tokens(model, output.tokens[0])
     torch.testing.assert_close(projected.mean(1), output.pooled, atol=1e-5, rtol=1e-4)
 
 
@@ -213,7 +213,7 @@ def test_the_class_token_projects_to_the_pooled_features(vision):
     images = images_for(model)
     modules, _ = blocks_of(model.visual)
     last = hooked(modules, lambda: model.encode_image(images))[len(modules) - 1]
-    projected = clipkit.towers.project_tokens(model, last)
+    projected = towers.project_tokens(model, last)
     torch.testing.assert_close(projected[:, 0], model.encode_image(images), atol=1e-5, rtol=1e-4)
 
 
@@ -221,7 +221,7 @@ def test_the_class_token_projects_to_the_pooled_features(vision):
 def test_attention_pooling_has_no_projection_of_tokens(vision):
     model = make(vision)
     with pytest.raises(ValueError, match="no projection into the joint space"):
-        clipkit.towers.project_tokens(model, torch.zeros(1, 4, 32))
+        towers.project_tokens(model, torch.zeros(1, 4, 32))
 
 
 @torch.no_grad()
@@ -230,11 +230,11 @@ def test_resizing_reads_the_new_size(vision):
     model = make(vision)
     old = images_for(model)
     before = model.encode_image(old)
-    size = clipkit.towers.resize_image_size(model, 96 if vision != "timm_vit" else 192)
+    size = towers.resize_image_size(model, 96 if vision != "timm_vit" else 192)
     images = torch.randn(2, 3, *size)
-    output = clipkit.towers.image_tokens(model, images)
+    output = towers.image_tokens(model, images)
     torch.testing.assert_close(output.pooled, model.encode_image(images), atol=1e-6, rtol=0)
-    clipkit.towers.resize_image_size(model, old.shape[-1])
+    towers.resize_image_size(model, old.shape[-1])
     if vision == "timm_conv":
         assert torch.equal(model.encode_image(old), before)
 
@@ -245,7 +245,7 @@ def test_resized_position_embeddings_are_open_clips(tmp_path):
     small, big = make("vit"), make({**VIT, "image_size": 64}, seed=1)
     torch.save(small.state_dict(), tmp_path / "weights.pt")
     open_clip.load_checkpoint(big, str(tmp_path / "weights.pt"))
-    clipkit.towers.resize_image_size(small, (64, 64))
+    towers.resize_image_size(small, (64, 64))
     assert torch.equal(small.visual.positional_embedding, big.visual.positional_embedding)
     images = torch.randn(1, 3, 64, 64)
     assert torch.equal(small.encode_image(images), big.encode_image(images))
@@ -253,7 +253,7 @@ def test_resized_position_embeddings_are_open_clips(tmp_path):
 
 def test_resizing_keeps_fixed_embeddings_fixed():
     model = make({**VIT, "pos_embed_type": "sin_cos_2d"})
-    clipkit.towers.resize_image_size(model, 64)
+    towers.resize_image_size(model, 64)
     assert not model.visual.positional_embedding.requires_grad
 
 
@@ -268,7 +268,7 @@ def test_resizing_keeps_fixed_embeddings_fixed():
 )
 def test_sizes_that_do_not_fit_are_refused(vision, size, message):
     with pytest.raises(ValueError, match=message):
-        clipkit.towers.resize_image_size(make(vision), size)
+        towers.resize_image_size(make(vision), size)
 
 
 @torch.no_grad()
@@ -277,7 +277,7 @@ def test_a_longer_context_keeps_the_ends_of_the_table(custom_text):
     model = make("vit", custom_text=custom_text)
     tower = model.text if custom_text else model
     before = tower.positional_embedding.clone()
-    clipkit.text_towers.resize_context(model, 24)
+    text_towers.resize_context(model, 24)
     after = tower.positional_embedding
     assert after.shape == (24, 32)
     assert torch.equal(after[0], before[0])
@@ -285,4 +285,4 @@ def test_a_longer_context_keeps_the_ends_of_the_table(custom_text):
     text = torch.zeros(1, 24, dtype=torch.long)
     text[0, :3] = torch.tensor([5, 6, 99])
     full = model.encode_text(text)
-    torch.testing.assert_close(clipkit.text_towers.encode_text(model, text[:, :3]), full, atol=1e-6, rtol=0)
+    torch.testing.assert_close(text_towers.encode_text(model, text[:, :3]), full, atol=1e-6, rtol=0)
