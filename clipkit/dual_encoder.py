@@ -124,7 +124,7 @@ class DualEncoder(TowerPair):
             ValueError: the image tower is not loaded.
         """
         self._require("image")
-        features: Tensor = self.model.encode_image(self._pixels(image))
+        features: Tensor = self.model.encode_image(self._pixels(image), normalize=False)
         return F.normalize(features, dim=-1) if normalize else features
 
     def encode_text(self, text: Tensor, *, normalize: bool = False) -> Tensor:

@@ -121,7 +121,8 @@ def _warn_of_activation(name: str, activation: str) -> None:
     import timm
 
     with torch.device("meta"):
-        layer = timm.create_model(name).blocks[0].mlp.act
+        tower: Any = timm.create_model(name)
+    layer = tower.blocks[0].mlp.act
     if ("tanh" in activation) != ("tanh" in type(layer).__name__.lower()):
         logger.warning(
             "timm's %s, which open_clip uses too, has %s where the config says %s: features differ slightly",

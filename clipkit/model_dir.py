@@ -81,11 +81,13 @@ def write_model_dir(path: Path, contents: ModelContents) -> str:
 
 
 def _own_memory(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """CPU tensors sorted by name, none of which shares memory (safetensors refuses those)."""
+    """CPU tensors sorted by name, floating ones in fp32, none sharing memory (safetensors refuses those)."""
     seen: set[int] = set()
     result = {}
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
+        # Models are loaded in fp32, and so the id that is recorded is the id that the loaded model has.
+        tensor = tensor.float() if tensor.is_floating_point() else tensor
         shared = tensor.untyped_storage().data_ptr() in seen
         result[name] = tensor.clone() if shared else tensor
         seen.add(result[name].untyped_storage().data_ptr())

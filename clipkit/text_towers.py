@@ -84,7 +84,7 @@ def encode_text(model: Any, text: Tensor) -> Tensor:
     if tower is not None and text.shape[1] > tower.context_length:
         raise ValueError(f"the text has {text.shape[1]} columns, the model reads {tower.context_length}")
     if tower is None or text.shape[1] == tower.context_length or getattr(tower, "cls_emb", None) is not None:
-        features: Tensor = model.encode_text(text)
+        features: Tensor = model.encode_text(text, normalize=False)
         return features
     hidden, mask = _embed(tower, text)
     return _project(tower, tower.transformer(hidden, attn_mask=mask), text)

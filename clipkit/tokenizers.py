@@ -9,6 +9,7 @@ from typing import Any
 from clipkit.json_files import canonical_json
 
 DEFAULT_CONTEXT_LENGTH = 77
+OPEN_CLIP_VOCAB_SIZE = 49408
 
 
 def context_length_of(text_cfg: dict[str, Any]) -> int:
@@ -27,14 +28,20 @@ def build_tokenizer(text_cfg: dict[str, Any], directory: Path | None) -> Any:
         A callable, text or list of texts -> (B, context_length) int64.
 
     Raises:
-        OSError: the tokenizer files can be neither found nor fetched.
-        ValueError: the config names a setting that the tokenizer does not have.
+        OSError: the tokenizer cannot be made: files that are not there, a setting it does not have.
+        ValueError: the text tower has fewer embeddings than open_clip's tokenizer has tokens.
     """
     from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 
     settings = dict(text_cfg.get("tokenizer_kwargs") or {})
     name = text_cfg.get("hf_tokenizer_name")
     length = context_length_of(text_cfg)
+    known = text_cfg.get("vocab_size", OPEN_CLIP_VOCAB_SIZE)
+    if not name and known < OPEN_CLIP_VOCAB_SIZE:
+        raise ValueError(
+            f"the text tower knows {known} tokens, open_clip's tokenizer makes {OPEN_CLIP_VOCAB_SIZE}: "
+            "the model needs a tokenizer of its own (text_cfg.hf_tokenizer_name and its files)"
+        )
     try:
         if not name:
             return SimpleTokenizer(context_length=length, **settings)
