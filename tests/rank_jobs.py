@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -74,3 +77,36 @@ def gathered_rows() -> Tensor:
     """Unequal numbers of rows: rank r has r of them, all equal to r."""
     rank = distributed.rank()
     return distributed.all_gather_rows(torch.full((rank, 2), float(rank)))
+
+
+def command(arguments: list[str]) -> int:
+    """Run `clipkit` as this rank."""
+    from clipkit.cli import main
+
+    return main(arguments)
+
+
+def command_with_errors(arguments: list[str]) -> tuple[int, str]:
+    """Run `clipkit` as this rank; its status and what it wrote to stderr."""
+    error = io.StringIO()
+    with contextlib.redirect_stderr(error):
+        status = command(arguments)
+    return status, error.getvalue()
+
+
+def evaluation(captioned: str, labelled: str) -> dict[str, float]:
+    """Metrics of an untrained model on both kinds of evaluation sets."""
+    from clipkit.training.build import build_model, build_trainer
+    from clipkit.training.config import DataConfig, EvalConfig, ModelConfig, TrainConfig
+    from clipkit.training.evaluate import evaluate, open_evaluations
+
+    config = TrainConfig(
+        output=Path("unused"),
+        model=ModelConfig(name="test-vit"),
+        data=DataConfig(sources={"unused": "unused"}, num_workers=0),
+        eval=EvalConfig(retrieval={"val": captioned}, zero_shot={"tiles4": labelled}, batch_size=7),
+        steps=1,
+    )
+    torch.manual_seed(0)
+    trainer = build_trainer(config, build_model(config), torch.device("cpu"), num_steps=1)
+    return evaluate(trainer, open_evaluations(config))

@@ -49,7 +49,7 @@ class RankPool:
         self._processes = []
         for _ in range(size):
             ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(theirs,), daemon=True)
+            process = context.Process(target=_serve, args=(theirs,))
             process.start()
             self._connections.append(ours)
             self._processes.append(process)

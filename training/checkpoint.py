@@ -10,6 +10,9 @@ import json
 import os
 import re
 import shutil
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,9 +69,10 @@ def save(
         temporary.mkdir()
     distributed.barrier()
     try:
-        state_dict_saver.save(
-            _tensors(trained, rng), checkpoint_id=temporary, no_dist=not distributed.is_distributed()
-        )
+        with _no_word_about_one_process():
+            state_dict_saver.save(
+                _tensors(trained, rng), checkpoint_id=temporary, no_dist=not distributed.is_distributed()
+            )
     except Exception as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise OSError(f"checkpoint {final} could not be written: {_reason(error)}") from error
@@ -79,6 +83,14 @@ def save(
             shutil.rmtree(old, ignore_errors=True)
     distributed.barrier()
     return final
+
+
+@contextmanager
+def _no_word_about_one_process() -> Iterator[None]:
+    """Torch warns that it assumes a single process although `no_dist` has said so."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        yield
 
 
 def _publish(temporary: Path, final: Path, state: dict[str, Any]) -> None:
@@ -118,7 +130,8 @@ def load(path: Path, trained: Trained) -> RngState:
     rng = RngState()
     tensors = _tensors(trained, rng)
     try:
-        state_dict_loader.load(tensors, checkpoint_id=path, no_dist=not distributed.is_distributed())
+        with _no_word_about_one_process():
+            state_dict_loader.load(tensors, checkpoint_id=path, no_dist=not distributed.is_distributed())
     except Exception as error:
         raise ValueError(f"checkpoint {path} does not fit this run: {_reason(error)}") from error
     return RngState.from_tensors(tensors["rng"][_rank_name()])
