@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from clipkit.scene_objects import INVERSE, Background, Description, SceneObject, relation
+from clipkit.scene_objects import Background, Description, SceneObject, relation
 
 _NUMBERS = {1: "a", 2: "two", 3: "three"}
 _SIZE_WORDS = {"small": ("small", "small", "tiny"), "large": ("large", "large", "big")}
@@ -84,21 +85,6 @@ class Caption:
 
 
 @dataclass(frozen=True)
-class Foil:
-    """A caption that is true of the scene and one of the same words, or nearly so, that is not.
-
-    Args:
-        kind: what was exchanged: "binding", "size", "cell", "relation" or "count".
-        caption: the true one.
-        foil: the false one.
-    """
-
-    kind: str
-    caption: Caption
-    foil: Caption
-
-
-@dataclass(frozen=True)
 class Group:
     """Objects of a scene that share colour, shape and size, and so one noun phrase."""
 
@@ -115,7 +101,7 @@ def group(objects: Sequence[SceneObject]) -> list[Group]:
 
 
 def noun_phrase(what: Description, number: int = 1, rng: random.Random | None = None) -> str:
-    """E.g. "a small red circle in the top left", "three blue stars"; `rng` picks among synonyms."""
+    """E.g. "a small red circle at the top left", "three blue stars"; `rng` picks among synonyms."""
     size = what.size and (rng.choice(_SIZE_WORDS[what.size]) if rng else what.size)
     noun = what.shape or "shape"
     if number > 1:
@@ -129,7 +115,7 @@ def _join(phrases: Sequence[str]) -> str:
     return " and ".join([", ".join(phrases[:-1]), phrases[-1]] if len(phrases) > 1 else phrases)
 
 
-def _listing(
+def listing(
     said: Sequence[tuple[Description, int]], detail: str, rng: random.Random | None = None
 ) -> Caption:
     """All of `said`, one after the other."""
@@ -137,29 +123,37 @@ def _listing(
     return Caption(text, tuple(Has(what, number) for what, number in said), detail)
 
 
-def _relation(
-    subject: Description, word: str, other: Description, rng: random.Random | None = None
-) -> Caption:
+def related(subject: Description, word: str, other: Description, rng: random.Random | None = None) -> Caption:
+    """One object in its relation to another; `word` is a key of `INVERSE`."""
     between = rng.choice(_RELATION_WORDS[word]) if rng else _RELATION_WORDS[word][0]
     text = f"{noun_phrase(subject, 1, rng)} {between} {noun_phrase(other, 1, rng)}"
     return Caption(text, (Has(subject), Has(other), Related(subject, word, other)), "partial")
 
 
 def _say(
-    rng: random.Random, groups: Sequence[Group], *, size: bool, cell: bool
+    rng: random.Random,
+    groups: Sequence[Group],
+    *,
+    size: bool = False,
+    cell: bool = False,
+    colour: bool = True,
 ) -> list[tuple[Description, int]]:
-    """What to say of each group, in random order; positions only of single objects."""
-    order = rng.sample(list(groups), len(groups))
+    """What to say of each group, in random order; positions only of single objects.
+
+    Without `colour` it is still said where another group has the same shape, so that counts stay true.
+    """
+    shapes = Counter(g.what.shape for g in groups)
     return [
         (
-            replace(
-                g.what,
+            Description(
+                colour=g.what.colour if colour or shapes[g.what.shape] > 1 else None,
+                shape=g.what.shape,
                 size=g.what.size if size else None,
                 cell=g.objects[0].cell if cell and len(g.objects) == 1 else None,
             ),
             len(g.objects),
         )
-        for g in order
+        for g in rng.sample(list(groups), len(groups))
     ]
 
 
@@ -170,16 +164,16 @@ def _with_background(caption: Caption, background: Background) -> Caption:
 
 
 def _partial(rng: random.Random, groups: Sequence[Group], background: Background) -> Caption:
-    """Everything is named, and something more is said: sizes, positions, a relation or the background."""
-    kind = rng.choice(("size", "cell", "relation", "background"))
-    related = _with_relation(rng, groups) if kind == "relation" else None
-    if related is not None:
-        return related
-    size = kind == "size" or all(len(g.objects) > 1 for g in groups)
-    cell = kind in ("cell", "relation")
-    listing = _listing(_say(rng, groups, size=size, cell=cell), "partial", rng)
+    """All groups and something more: sizes, positions, a relation, the background, or all but the colours."""
+    kind = rng.choices(("size", "cell", "relation", "background", "uncoloured"), (2, 3, 5, 2, 5))[0]
+    if kind == "relation" and (caption := _with_relation(rng, groups)) is not None:
+        return caption
+    size = kind in ("size", "uncoloured") or all(len(g.objects) > 1 for g in groups)
+    cell = kind in ("cell", "relation", "uncoloured")
+    said = _say(rng, groups, size=size, cell=cell, colour=kind != "uncoloured")
+    listed = listing(said, "partial", rng)
     # Of a single group one attribute says little: the background comes on top.
-    return _with_background(listing, background) if kind == "background" or len(groups) == 1 else listing
+    return _with_background(listed, background) if kind == "background" or len(groups) == 1 else listed
 
 
 def _with_relation(rng: random.Random, groups: Sequence[Group]) -> Caption | None:
@@ -191,58 +185,21 @@ def _with_relation(rng: random.Random, groups: Sequence[Group]) -> Caption | Non
     word = relation(a.objects[0], b.objects[0])
     if word is None:
         return None
-    related = _relation(replace(a.what, size=None), word, replace(b.what, size=None), rng)
+    pair = related(replace(a.what, size=None), word, replace(b.what, size=None), rng)
     rest = [g for g in groups if g not in (a, b)]
     if not rest:
-        return related
-    listing = _listing(_say(rng, rest, size=False, cell=False), "partial", rng)
-    return Caption(f"{related.text}, and {listing.text}", related.claims + listing.claims, "partial")
+        return pair
+    listed = listing(_say(rng, rest), "partial", rng)
+    return Caption(f"{pair.text}, and {listed.text}", pair.claims + listed.claims, "partial")
 
 
 def write_captions(
     rng: random.Random, objects: Sequence[SceneObject], background: Background
 ) -> tuple[Caption, Caption, Caption]:
-    """Three true captions of rising detail: the names, one thing more, everything."""
+    """Three true captions of rising detail: the names, something more, everything."""
     groups = group(objects)
-    names = _listing(_say(rng, groups, size=False, cell=False), "names", rng)
+    names = listing(_say(rng, groups), "names", rng)
     partial = _partial(rng, groups, background)
-    full = _with_background(_listing(_say(rng, groups, size=True, cell=True), "full", rng), background)
+    full = _with_background(listing(_say(rng, groups, size=True, cell=True), "full", rng), background)
     names, partial, full = (replace(c, text=rng.choice(_OPENINGS) + c.text) for c in (names, partial, full))
     return names, partial, full
-
-
-def write_foils(objects: Sequence[SceneObject], background: Background) -> Iterator[Foil]:
-    """Pairs of a true and a false caption: one for every kind of exchange that the scene allows."""
-    groups = group(objects)
-    singles = [g for g in groups if len(g.objects) == 1]
-    for kind, caption, foil in itertools.chain(_swaps(singles), _miscounts(groups)):
-        if caption.is_true_of(objects, background) and not foil.is_true_of(objects, background):
-            yield Foil(kind, caption, foil)
-
-
-def _swaps(singles: Sequence[Group]) -> Iterator[tuple[str, Caption, Caption]]:
-    for a, b in itertools.combinations(singles, 2):
-        p, q = replace(a.what, size=None), replace(b.what, size=None)
-        true = _listing([(p, 1), (q, 1)], "names")
-        yield (
-            "binding",
-            true,
-            _listing([(replace(p, colour=q.colour), 1), (replace(q, colour=p.colour), 1)], "names"),
-        )
-        sizes = [(replace(p, size=b.what.size), 1), (replace(q, size=a.what.size), 1)]
-        yield "size", _listing([(a.what, 1), (b.what, 1)], "partial"), _listing(sizes, "partial")
-        here, there = a.objects[0].cell, b.objects[0].cell
-        placed, exchanged = (
-            [(replace(p, cell=x), 1), (replace(q, cell=y), 1)] for x, y in [(here, there), (there, here)]
-        )
-        yield "cell", _listing(placed, "partial"), _listing(exchanged, "partial")
-        word = relation(a.objects[0], b.objects[0])
-        if word is not None:
-            yield "relation", _relation(p, word, q), _relation(p, INVERSE[word], q)
-
-
-def _miscounts(groups: Sequence[Group]) -> Iterator[tuple[str, Caption, Caption]]:
-    for g in groups:
-        number, what = len(g.objects), replace(g.what, size=None)
-        if number > 1:
-            yield "count", _listing([(what, number)], "names"), _listing([(what, 5 - number)], "names")

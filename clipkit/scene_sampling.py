@@ -5,11 +5,13 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 from PIL import Image
 
 from clipkit import scene_drawing
-from clipkit.scene_captions import Caption, Foil, noun_phrase, write_captions, write_foils
+from clipkit.scene_captions import Caption, noun_phrase, write_captions
+from clipkit.scene_foils import Foil, write_foils
 from clipkit.scene_objects import (
     CELLS,
     CLASSES,
@@ -24,6 +26,8 @@ from clipkit.scene_objects import (
     SceneObject,
 )
 
+_T = TypeVar("_T")
+
 SPLITS = ("train", "val", "objects")
 """train: no combination of `UNSEEN_CLASSES`; val: all; objects: one object, class i % 64 in scene i."""
 
@@ -32,8 +36,8 @@ GROUP_WEIGHTS = {1: 0.15, 2: 0.35, 3: 0.50}
 REPEAT_WEIGHTS = {1: 0.65, 2: 0.2, 3: 0.15}
 """How many objects of the first kind -> probability; a scene has at most four objects."""
 _MAX_OBJECTS = 4
-_SHARED_ATTRIBUTE = 0.6
-"""How often a further kind repeats a colour or a shape of the scene, so that words alone do not tell it."""
+SHARED_WEIGHTS = {"colour": 0.45, "shape": 0.15, "nothing in particular": 0.40}
+"""What a further kind takes over from one before -> probability; colours more, as they are learnt first."""
 _GAP = 0.015
 """Boxes never come closer than this to each other or to the border: nothing overlaps."""
 _CELL_MARGIN = 0.04
@@ -107,15 +111,21 @@ def _kinds(rng: random.Random, *, with_unseen: bool) -> list[tuple[str, str]]:
     allowed = [kind for kind in CLASSES if with_unseen or kind not in UNSEEN_CLASSES]
     kinds = [rng.choice(allowed)]
     for _ in range(_draw(rng, GROUP_WEIGHTS) - 1):
-        pool = [kind for kind in allowed if kind not in kinds]
-        if rng.random() < _SHARED_ATTRIBUTE:
-            pool = [kind for kind in pool if any((kind[0] == k[0]) != (kind[1] == k[1]) for k in kinds)]
+        like = rng.choice(kinds)
+        shared = _draw(rng, SHARED_WEIGHTS)
+        pool = [
+            (colour, shape)
+            for colour, shape in allowed
+            if (colour, shape) not in kinds
+            and (shared != "colour" or colour == like[0])
+            and (shared != "shape" or shape == like[1])
+        ]
         kinds.append(rng.choice(pool))
     repeats = min(_draw(rng, REPEAT_WEIGHTS), _MAX_OBJECTS + 1 - len(kinds))
     return [kinds[0]] * (repeats - 1) + kinds
 
 
-def _draw(rng: random.Random, weights: dict[int, float]) -> int:
+def _draw(rng: random.Random, weights: dict[_T, float]) -> _T:
     return rng.choices(list(weights), list(weights.values()))[0]
 
 

@@ -11,11 +11,12 @@ write_shards("scenes", SceneShards(num_train=20_000))
 ```
 
 Eight (colour, shape) combinations appear in no training scene. What a scene is made of stands in
-`scene_objects`, its drawing in `scene_drawing`, its captions in `scene_captions`, the random draws in
-`scene_sampling`, the files in `scene_shards`.
+`scene_objects`, its drawing in `scene_drawing`, its captions in `scene_captions`, the false ones in
+`scene_foils`, the random draws in `scene_sampling`, the files in `scene_shards`.
 """
 
-from clipkit.scene_captions import Caption, Claim, Foil, Has, Related, StandsOn
+from clipkit.scene_captions import Caption, Claim, Has, Related, StandsOn
+from clipkit.scene_foils import Foil
 from clipkit.scene_objects import (
     CLASSES,
     UNSEEN_CLASSES,
