@@ -15,6 +15,8 @@ from clipkit.text_towers import open_clip_text
 
 Group = list[nn.Parameter]
 
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+
 
 def image_groups(visual: Any) -> list[Group]:
     """The parameters of an image tower, first layers first."""
@@ -67,7 +69,7 @@ def lock(groups: Sequence[Group], unlocked_groups: int) -> None:
 def hold_frozen_statistics(model: nn.Module) -> None:
     """Keep batch norms whose weights are frozen in evaluation mode: their statistics are frozen too."""
     for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        if isinstance(module, _BATCH_NORMS):
             weights = list(module.parameters(recurse=False))
             if weights and not any(weight.requires_grad for weight in weights):
                 module.eval()

@@ -8,31 +8,11 @@ import pytest
 import safetensors
 import torch
 from PIL import Image
+from small_models import CAPTIONS, RESNET, assert_same, images_for, small_model
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 import clipkit
 from clipkit import configs, text_towers
-
-SMALL = {"embed_dim": 16, "text_cfg": {"vocab_size": 49408, "width": 16, "layers": 1, "heads": 1}}
-RESNET = {"layers": [1, 1, 1, 1], "width": 8, "image_size": 64}
-TIMM_CONV = {"timm_model_name": "resnet10t", "image_size": 64}
-CAPTIONS = ["a red circle", "two blue squares left of a star", ""]
-
-
-def small_model(seed=0, **overrides):
-    torch.manual_seed(seed)
-    return clipkit.create("test-vit", **{**SMALL, **overrides})
-
-
-def images_for(model, batch=3):
-    return torch.randn(batch, 3, *model.image_size, generator=torch.Generator().manual_seed(5))
-
-
-def assert_same(first, second):
-    with torch.no_grad():
-        images, text = images_for(first), first.tokenizer(CAPTIONS)
-        assert torch.equal(first.encode_image(images), second.encode_image(images))
-        assert torch.equal(first.encode_text(text), second.encode_text(text))
 
 
 def one_line(error):
@@ -371,38 +351,6 @@ def test_loading_says_nothing(tmp_path, capfd, caplog):
     assert caplog.records == []
 
 
-@pytest.mark.parametrize("unlocked", [0, 1, 2, 4])
-def test_locking_a_vit_is_open_clips(unlocked):
-    ours, theirs = small_model(), open_clip.CLIP(**small_model().config)
-    ours.lock_image(unlocked)
-    theirs.lock_image_tower(unlocked)
-    ours.lock_text(unlocked if unlocked < 4 else 0)
-    theirs.lock_text_tower(unlocked if unlocked < 4 else 0)
-    expected = {name: p.requires_grad for name, p in theirs.named_parameters()}
-    assert {name: p.requires_grad for name, p in ours.model.named_parameters()} == expected
-    with pytest.raises(ValueError, match="unlocked_groups must be 0 to 4 for this tower, got 9"):
-        ours.lock_image(9)
-
-
-@pytest.mark.parametrize(
-    "vision",
-    [TIMM_CONV, RESNET],
-)
-def test_a_locked_conv_tower_keeps_its_statistics(vision):
-    model = small_model(vision_cfg=vision)
-    model.lock_image()
-    model.train()
-    before = {name: tensor.clone() for name, tensor in model.model.visual.state_dict().items()}
-    model(images_for(model, 4), model.tokenizer(["a"] * 4))
-    assert all(torch.equal(tensor, before[name]) for name, tensor in model.model.visual.state_dict().items())
-    assert not any(p.requires_grad for p in model.model.visual.parameters())
-    half = small_model(vision_cfg=vision)
-    half.lock_image(2)
-    trainable = [p.requires_grad for p in half.model.visual.parameters()]
-    assert any(trainable)
-    assert not all(trainable)
-
-
 def test_checkpointed_activations_change_no_gradient():
     gradients = []
     for enable in (False, True):
@@ -471,47 +419,6 @@ def test_a_transformers_text_tower(bert_dir, tmp_path):
 def test_importing_the_library_does_not_import_open_clip():
     code = "import clipkit.model, sys; assert 'open_clip' not in sys.modules and 'timm' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
-
-
-def transformers_clip(folder):
-    """A tiny CLIP with open_clip's vocabulary, as transformers saves it, and its config."""
-    transformers = pytest.importorskip("transformers")
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    config = transformers.CLIPConfig(
-        text_config={**sizes, "vocab_size": 49408, "max_position_embeddings": 16, "eos_token_id": 49407},
-        vision_config={**sizes, "image_size": 32, "patch_size": 8, "hidden_act": "quick_gelu"},
-        projection_dim=16,
-    )
-    torch.manual_seed(0)
-    model = transformers.CLIPModel(config).eval()
-    model.save_pretrained(folder)
-    return model
-
-
-@torch.no_grad()
-def test_a_transformers_clip_becomes_a_model_directory(tmp_path):
-    theirs = transformers_clip(tmp_path / "hf")
-    ours = clipkit.load(tmp_path / "hf")
-    images, text = images_for(ours), ours.tokenizer(CAPTIONS)
-    output = theirs(input_ids=text, pixel_values=images)
-    identity = ours.save(tmp_path / "model")
-    for model in (ours, clipkit.load(tmp_path / "model")):
-        found = model.encode_image(images, normalize=True), model.encode_text(text, normalize=True)
-        torch.testing.assert_close(found[0], output.image_embeds, atol=1e-5, rtol=0)
-        torch.testing.assert_close(found[1], output.text_embeds, atol=1e-5, rtol=0)
-        assert model.model_id == identity
-
-
-def test_other_transformers_models_are_refused(tmp_path):
-    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
-    with pytest.raises(ValueError, match="of type 'bert'; clipkit reads clip and siglip"):
-        clipkit.load(tmp_path)
-    transformers_clip(tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text())
-    config["text_config"]["hidden_act"] = "gelu"
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match="one QuickGELU switch for both towers"):
-        clipkit.load(tmp_path)
 
 
 def test_openai_weights_say_what_they_are(tmp_path):

@@ -5,18 +5,10 @@ import open_clip
 import pytest
 import safetensors.torch
 import torch
+from small_models import SMALL, small_model
 
 import clipkit
 from clipkit import model_dir
-from clipkit.model_id import model_id
-from clipkit.swap import replacing_directory
-
-SMALL = {"embed_dim": 16, "text_cfg": {"vocab_size": 49408, "width": 16, "layers": 1, "heads": 1}}
-
-
-def small_model(seed=0, **overrides):
-    torch.manual_seed(seed)
-    return clipkit.create("test-vit", **{**SMALL, **overrides})
 
 
 def edit_json(path, **changes):
@@ -73,25 +65,6 @@ def test_the_id_survives_saving_and_loading(tmp_path):
         again.logit_scale.add_(1e-3)
     assert again.model_id != saved
     assert small_model(context_length=20).model_id != saved
-
-
-def test_the_id_is_of_names_types_shapes_and_settings():
-    settings = {"model_cfg": {"b": 1, "a": [1, 2]}, "preprocess_cfg": {}, "tokenizer": {}}
-    ones = torch.ones(2, 3)
-    reference = model_id([("a", ones), ("b", ones)], **settings)
-    assert reference == model_id([("a", ones.T.contiguous().T), ("b", ones.clone())], **settings)
-    assert reference == model_id(
-        [("a", ones), ("b", ones)], **{**settings, "model_cfg": {"a": (1, 2), "b": 1}}
-    )
-    for tensors in (
-        [("a", ones), ("c", ones)],
-        [("a", ones), ("b", ones.view(3, 2))],
-        [("a", ones), ("b", ones.view(torch.int32))],
-        [("a", ones), ("b", ones + 1e-7)],
-    ):
-        assert model_id(tensors, **settings) != reference
-    with pytest.raises(ValueError, match="sorted by name"):
-        model_id([("b", ones), ("a", ones)], **settings)
 
 
 def test_the_order_of_tensors_in_the_file_does_not_matter(tmp_path):
@@ -190,23 +163,6 @@ def test_a_full_disk_leaves_the_old_model(failing, tmp_path, monkeypatch):
         small_model(seed=1).save(tmp_path / "model")
     assert os.listdir(tmp_path) == ["model"]
     assert clipkit.load(tmp_path / "model").model_id == identity
-
-
-@pytest.mark.parametrize("one_step", [True, False])
-def test_a_directory_is_replaced_whole(one_step, tmp_path, monkeypatch):
-    if not one_step:
-        monkeypatch.setattr("ctypes.CDLL", lambda *args, **kwargs: object())
-    target = tmp_path / "target"
-    for content in ("old", "new"):
-        with replacing_directory(target) as folder:
-            (folder / content).write_text(content)
-            assert not (target / content).exists()
-    assert os.listdir(target) == ["new"]
-    assert os.listdir(tmp_path) == ["target"]
-    with pytest.raises(KeyboardInterrupt), replacing_directory(target):
-        raise KeyboardInterrupt
-    assert os.listdir(target) == ["new"]
-    assert os.listdir(tmp_path) == ["target"]
 
 
 def test_nothing_else_is_overwritten(tmp_path):
