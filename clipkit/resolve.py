@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ _WEIGHT_NAMES = (
 )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelSource:
     """A model that is about to be loaded."""
 
@@ -171,7 +172,10 @@ def _from_tag(text: str) -> ModelSource:
 def _from_hub(repo: str) -> ModelSource:
     if not repo:
         raise ValueError("'hf-hub:' needs a repository, as in hf-hub:org/repo")
-    config = _download(repo, model_dir.CONFIG_NAME)
+    try:
+        config = _download(repo, model_dir.CONFIG_NAME)
+    except OSError as error:
+        return _transformers_from_hub(repo, error)
     model_cfg, preprocess_cfg = split_config(read_json(config), f"{model_dir.CONFIG_NAME} of {repo}")
     return ModelSource(
         origin=f"hf-hub:{repo}",
@@ -179,6 +183,19 @@ def _from_hub(repo: str) -> ModelSource:
         preprocess_cfg=preprocess_cfg,
         weights=_download(repo, None),
     )
+
+
+def _transformers_from_hub(repo: str, missing: OSError) -> ModelSource:
+    """A repository of transformers: its files land in one folder, which is read as a directory."""
+    try:
+        folder = _download(repo, "config.json").parent
+    except OSError:
+        raise missing from None
+    _download(repo, "model.safetensors")
+    for optional in ("preprocessor_config.json", "tokenizer.json", "tokenizer_config.json"):
+        with contextlib.suppress(OSError):
+            _download(repo, optional)
+    return dataclasses.replace(_from_transformers(folder), origin=f"hf-hub:{repo}")
 
 
 def _download(repo: str, filename: str | None) -> Path:

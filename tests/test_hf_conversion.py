@@ -1,10 +1,13 @@
 import json
+from pathlib import Path
 
+import open_clip
 import pytest
 import torch
 from small_models import CAPTIONS, images_for
 
 import clipkit
+from clipkit.hf_conversion import convert_config
 
 
 def transformers_clip(folder):
@@ -46,3 +49,45 @@ def test_other_transformers_models_are_refused(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match="one QuickGELU switch for both towers"):
         clipkit.load(tmp_path)
+
+
+def test_a_hub_repository_of_transformers(tmp_path, monkeypatch):
+    transformers_clip(tmp_path / "hf")
+    fetched = []
+
+    def from_hub(repo, filename=None):
+        path = tmp_path / "hf" / (filename or "open_clip_pytorch_model.bin")
+        if not path.is_file():
+            raise FileNotFoundError(f"no {filename} in {repo}")
+        fetched.append(filename)
+        return str(path)
+
+    monkeypatch.setattr("open_clip.pretrained.download_pretrained_from_hf", from_hub)
+    remote, local = clipkit.load("hf-hub:org/clip"), clipkit.load(tmp_path / "hf")
+    assert remote.model_id == local.model_id
+    assert remote.provenance == {"source": "hf-hub:org/clip"}
+    assert fetched == ["config.json", "model.safetensors"]
+    (tmp_path / "hf" / "config.json").unlink()
+    with pytest.raises(OSError, match=r"cannot fetch open_clip_config\.json of hf-hub:org/clip"):
+        clipkit.load("hf-hub:org/clip")
+
+
+def test_siglip_with_another_activation_in_timm_says_so(caplog):
+    sizes = {
+        "hidden_size": 768,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "intermediate_size": 3072,
+    }
+    tower = {**sizes, "hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6}
+    content = {
+        "model_type": "siglip",
+        "vision_config": {**tower, "image_size": 224, "patch_size": 16},
+        "text_config": {**tower, "vocab_size": 32000, "max_position_embeddings": 64},
+    }
+    model_cfg, preprocess_cfg = convert_config(content, Path("nowhere"))
+    assert "has GELU where the config says gelu_pytorch_tanh" in caplog.text
+    theirs = open_clip.get_model_config("ViT-B-16-SigLIP")
+    assert model_cfg["vision_cfg"] == theirs["vision_cfg"]
+    assert model_cfg["text_cfg"]["norm_kwargs"] == theirs["text_cfg"]["norm_kwargs"]
+    assert preprocess_cfg == {"mean": [0.5] * 3, "std": [0.5] * 3, "resize_mode": "squash"}
