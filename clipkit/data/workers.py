@@ -58,21 +58,10 @@ def produce(producer: Producer[Item], numbers: Iterable[int], num_workers: int) 
     Raises:
         ValueError, OSError: as the producer raised them, without a worker's traceback.
     """
-    loader: DataLoader[Any] = DataLoader(
-        _Guarded(producer),  # type: ignore[arg-type]
-        batch_size=None,
-        sampler=numbers,
-        num_workers=num_workers,
-        collate_fn=_same,
-        worker_init_fn=_init_worker,
-        prefetch_factor=PREFETCH_FACTOR if num_workers else None,
-        pin_memory=torch.cuda.is_available(),
-        multiprocessing_context=_start_method() if num_workers else None,
-        generator=torch.Generator(),  # or starting it would draw from the generator of the run
-    )
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*fork.*", DeprecationWarning)  # Python >= 3.12, of any thread
-        items = iter(loader)
+        warnings.filterwarnings("ignore", ".*worker processes in total")  # more than cores: the user's choice
+        items = iter(_data_loader(producer, numbers, num_workers))
 
     def close() -> None:
         if num_workers:
@@ -88,6 +77,21 @@ def produce(producer: Producer[Item], numbers: Iterable[int], num_workers: int) 
     finally:
         atexit.unregister(close)
         close()
+
+
+def _data_loader(producer: Producer[Item], numbers: Iterable[int], num_workers: int) -> DataLoader[Any]:
+    return DataLoader(
+        _Guarded(producer),  # type: ignore[arg-type]
+        batch_size=None,
+        sampler=numbers,
+        num_workers=num_workers,
+        collate_fn=_same,
+        worker_init_fn=_init_worker,
+        prefetch_factor=PREFETCH_FACTOR if num_workers else None,
+        pin_memory=torch.cuda.is_available(),
+        multiprocessing_context=_start_method() if num_workers else None,
+        generator=torch.Generator(),  # or starting it would draw from the generator of the run
+    )
 
 
 def _same(item: Item) -> Item:
