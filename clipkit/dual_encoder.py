@@ -164,10 +164,11 @@ class DualEncoder(TowerPair):
         output = {
             "image_features": self.encode_image(image, normalize=True),
             "text_features": self.encode_text(text, normalize=True),
-            "logit_scale": self.logit_scale.exp().squeeze(),
+            # Sums of one element: scalars that are no views, which FSDP's backward hooks could lose.
+            "logit_scale": self.logit_scale.exp().sum(),
         }
         if self.logit_bias is not None:
-            output["logit_bias"] = self.logit_bias.squeeze()
+            output["logit_bias"] = self.logit_bias.sum()
         return output
 
     def tokens(self, images: Tensor, layers: Sequence[int] = (-1,)) -> towers.TowerOutput:
