@@ -60,6 +60,11 @@ class Run:
         """The settings."""
         return self.trainer.config
 
+    @property
+    def samples_seen(self) -> int:
+        """Pairs trained on so far, over all ranks."""
+        return self.step * self.loader.batch_size_total
+
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps besides tensors; all ranks together."""
         self.loader.gather_skips()
@@ -67,7 +72,7 @@ class Run:
             "config": to_dict(self.config),
             "grad_scaler": self.trainer.scaler.state_dict(),
             "best": self.best,
-            "samples_seen": self.step * self.loader.batch_size_total,
+            "samples_seen": self.samples_seen,
             "skipped": self.loader.skip_state(),
         }
 
@@ -165,7 +170,7 @@ def report(run: Run, result: StepResult, watch: Stopwatch, meter: Meter) -> None
         run.data_wait_fraction = rates["data_wait_fraction"]
         values = {
             "epoch": run.step / run.loader.num_batches_per_epoch,
-            "samples_seen": run.step * run.loader.batch_size_total,
+            "samples_seen": run.samples_seen,
             "loss_nats": result.loss,
             "logit_scale": result.logit_scale,
             "grad_norm": result.grad_norm,
@@ -186,7 +191,7 @@ def evaluate_if_due(run: Run, watch: Stopwatch, meter: Meter) -> None:
     if not run.evaluations or (run.step % every and run.step != run.trainer.num_steps):
         return
     run.metrics = evaluate(run.trainer, run.evaluations)
-    run.log.log(run.step, run.metrics)
+    run.log.log(run.step, {"samples_seen": run.samples_seen, **run.metrics})
     meter.say(f"step {run.step}: " + "  ".join(f"{name} {value:.4g}" for name, value in run.metrics.items()))
     keep_if_best(run)
     watch.lap()
