@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clipkit import text_towers, towers
+from clipkit.augment import AugmentConfig
 from clipkit.checkpoints import without_wrappers
 from clipkit.model_dir import ModelContents, write_model_dir
 from clipkit.model_id import model_id
 from clipkit.preprocess import (
-    AugmentConfig,
     ImageTransform,
     PreprocessConfig,
     eval_transform,

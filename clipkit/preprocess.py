@@ -17,6 +17,8 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms.v2 import functional as transforms
 
+from clipkit.augment import AugmentConfig
+
 ImageTransform = Callable[[Image.Image], Tensor]
 
 _RESIZE_MODES = ("shortest", "longest", "squash")
@@ -76,26 +78,6 @@ class PreprocessConfig:
             key: list(value) if isinstance(value, tuple) else value
             for key, value in dataclasses.asdict(self).items()
         }
-
-
-@dataclass(frozen=True, kw_only=True)
-class AugmentConfig:
-    """The random changes of a training image."""
-
-    scale: tuple[float, float] = (0.9, 1.0)
-    """Range of the crop's share of the image area."""
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    """Range of the crop's width / height before it is resized."""
-    horizontal_flip: float = 0.0
-    """Probability of a mirror image. Captions with left and right become wrong."""
-
-    def __post_init__(self) -> None:
-        if not 0 < self.scale[0] <= self.scale[1] <= 1:
-            raise ValueError(f"augment.scale must satisfy 0 < min <= max <= 1, got {self.scale}")
-        if not 0 < self.ratio[0] <= self.ratio[1]:
-            raise ValueError(f"augment.ratio must satisfy 0 < min <= max, got {self.ratio}")
-        if not 0 <= self.horizontal_flip <= 1:
-            raise ValueError(f"augment.horizontal_flip must be in [0, 1], got {self.horizontal_flip}")
 
 
 def eval_transform(config: PreprocessConfig, dtype: torch.dtype = torch.float32) -> ImageTransform:

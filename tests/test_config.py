@@ -80,7 +80,7 @@ def _error(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["--data.batch-size-per-rank", "10", "--data.micro-batch-size-per-rank", "3"], "must divide"),
         (["--eval.best-metric", "val/text_to_image_R@1"], "none is set"),
         (["--precision", "fp8"], "fp8"),
-        (["--data.augment.scale", "0.9", "0.5"], "data.augment.scale must rise"),
+        (["--data.augment.scale", "0.9", "0.5"], "augment.scale must rise"),
     ],
 )
 def test_mistakes_are_one_line_with_a_cure(

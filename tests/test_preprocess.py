@@ -8,8 +8,8 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as pil_transforms
 
+from clipkit.augment import AugmentConfig
 from clipkit.preprocess import (
-    AugmentConfig,
     PreprocessConfig,
     TrainTransform,
     eval_transform,

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from clipkit.augment import AugmentConfig
+
 
 def _require(condition: bool, message: str) -> None:
     if not condition:
@@ -57,29 +59,6 @@ class ModelConfig:
                 groups == 0 or getattr(self, f"lock_{tower}"),
                 f"model.lock_{tower}_unlocked_groups needs model.lock_{tower}",
             )
-
-
-@dataclass(frozen=True, kw_only=True)
-class AugmentConfig:
-    """Random changes of a training image."""
-
-    scale: tuple[float, float] = (0.9, 1.0)
-    """Area of the random crop as a fraction of the image."""
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    """Aspect ratio of the random crop, width over height."""
-    horizontal_flip: float = 0.0
-    """Probability of a mirror image; captions with left and right forbid it."""
-
-    def __post_init__(self) -> None:
-        _require(
-            0 < self.scale[0] <= self.scale[1] <= 1,
-            f"data.augment.scale must rise within (0, 1], got {self.scale}",
-        )
-        _require(0 < self.ratio[0] <= self.ratio[1], f"data.augment.ratio must rise, got {self.ratio}")
-        _require(
-            0 <= self.horizontal_flip <= 1,
-            f"data.augment.horizontal_flip must be in [0, 1], got {self.horizontal_flip}",
-        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -15,7 +14,7 @@ from clipkit.data.samples import SampleKeys, Source, check_usable
 from clipkit.data.skips import SkipLog, SkipReport
 from clipkit.data.sources import open_sources
 from clipkit.data.workers import produce
-from clipkit.preprocess import AugmentConfig, TrainTransform
+from clipkit.preprocess import TrainTransform
 
 from ..config import DataConfig
 from .batches import BatchPlan, Tokenizer, TrainBatches
@@ -131,12 +130,11 @@ def build_train_loader(
         seed=seed,
         captions=config.captions,
     )
-    augment = AugmentConfig(**dataclasses.asdict(config.augment))
     return TrainLoader(
         open_sources(config.sources, keys, show=True),
         plan,
         tokenizer=model.tokenizer,
-        transform=TrainTransform(model.preprocess_config, augment),
+        transform=TrainTransform(model.preprocess_config, config.augment),
         weights=config.weights,
         shuffle_window_samples=config.shuffle_window_samples,
         num_workers=config.num_workers,
