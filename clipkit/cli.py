@@ -35,7 +35,7 @@ def make_app() -> App:
     """The command line, with none of its sub-commands imported."""
     app = App(
         name="clipkit",
-        help="One model directory for CLIP-family models: trained, evaluated, embedded, searched and served.",
+        help="CLIP-family models, from captioned images to a model directory that open_clip loads too.",
         version=__version__,
         exit_on_error=False,
         print_error=False,

@@ -21,13 +21,13 @@ app = App(
     name="train",
     help="Train a dual encoder, from scratch or from any model, on one process or under torchrun.",
     config=[Env("CLIPKIT_"), _read_yaml],
-    default_parameter=Parameter(negative_iterable=()),
+    default_parameter=Parameter(negative_iterable=(), show_env_var=False),
 )
 
 
 @app.default
 def train(
-    config_file: Annotated[Path | None, Parameter(name=["CONFIG", "--config"])] = None,
+    config_file: Annotated[Path | None, Parameter(name=["--config"])] = None,
     *,
     config: Annotated[TrainConfig, Parameter(name="*")],
 ) -> int:
