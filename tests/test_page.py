@@ -47,8 +47,6 @@ def test_points_of_a_line_chart_by_hand() -> None:
     assert places == [(46.0, 30.0), (237.0, 127.0), (428.0, 224.0)]
     labels = re.findall(r'text-anchor="end">([\d.]+)<', chart)
     assert labels == [*"012345", "100"]
-        "012345"
-    )
 
 
 @pytest.mark.parametrize("curves", [{}, {"empty": []}, {"zero": [(0, 0.0)]}])
