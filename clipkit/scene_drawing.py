@@ -1,4 +1,4 @@
-"""Draw a scene with Pillow: textured background, then every shape anti-aliased at its exact box."""
+"""Draw a scene with Pillow: textured background, then the outlined shapes, each at its exact box."""
 
 from __future__ import annotations
 
@@ -15,6 +15,13 @@ from clipkit.scene_objects import TONES, Background, SceneObject
 _SUPERSAMPLING = 3
 _CONTRAST = 36.0
 """Levels by which noise, stripes and gradients leave the tone, at most."""
+
+_OUTLINE = (15, 15, 15)
+_OUTLINE_WIDTH = 1 / 64
+"""Fraction of the image side. The dark line makes a shape the same edges on every colour and background:
+without it small networks need several times the samples to learn shapes."""
+_RING_WIDTH = 0.27
+"""Fraction of the box side."""
 
 Point = tuple[float, float]
 
@@ -66,27 +73,31 @@ _POLYGONS = {
 }
 
 
-def _mask(obj: SceneObject, image_size: int) -> tuple[Image.Image, tuple[int, int]]:
-    """Coverage (mode L) of the whole pixels that the box touches, and their top left corner."""
+def _masks(obj: SceneObject, image_size: int) -> tuple[Image.Image, Image.Image, tuple[int, int]]:
+    """Coverage (mode L) by the whole shape and by its inside, and the pixel of their top left corner."""
     x0, y0, x1, y1 = obj.pixel_box(image_size)
     left, top = math.floor(x0), math.floor(y0)
     width, height = math.ceil(x1) - left, math.ceil(y1) - top
     scale = _SUPERSAMPLING
-    mask = Image.new("L", (width * scale, height * scale))
+    whole, inside = (Image.new("L", (width * scale, height * scale)) for _ in range(2))
     # ImageDraw fills up to and including the last pixel: hence the - 1.
     low_x, low_y = (x0 - left) * scale, (y0 - top) * scale
     high_x, high_y = (x1 - left) * scale - 1, (y1 - top) * scale - 1
-    draw = ImageDraw.Draw(mask)
+    line = max(1, round(_OUTLINE_WIDTH * image_size * scale))
     if obj.shape in ("circle", "ring"):
-        draw.ellipse((low_x, low_y, high_x, high_y), fill=255)
-        if obj.shape == "ring":
-            rim = 0.24 * (high_x - low_x)
-            draw.ellipse((low_x + rim, low_y + rim, high_x - rim, high_y - rim), fill=0)
+        hole = _RING_WIDTH * (high_x - low_x) if obj.shape == "ring" else None
+        for mask, inset in ((whole, 0), (inside, line)):
+            draw = ImageDraw.Draw(mask)
+            draw.ellipse((low_x + inset, low_y + inset, high_x - inset, high_y - inset), fill=255)
+            if hole is not None:
+                rim = hole - inset
+                draw.ellipse((low_x + rim, low_y + rim, high_x - rim, high_y - rim), fill=0)
     else:
         half_x, half_y = (high_x - low_x) / 2, (high_y - low_y) / 2
         points = [(low_x + (x + 1) * half_x, low_y + (y + 1) * half_y) for x, y in _POLYGONS[obj.shape]]
-        draw.polygon(points, fill=255)
-    return mask.reduce(scale), (left, top)
+        ImageDraw.Draw(whole).polygon(points, fill=255)
+        ImageDraw.Draw(inside).polygon(points, fill=255, outline=0, width=line)
+    return whole.reduce(scale), inside.reduce(scale), (left, top)
 
 
 def _texture(background: Background, image_size: int) -> NDArray[np.float64]:
@@ -118,6 +129,8 @@ def draw(objects: Sequence[SceneObject], background: Background, image_size: int
     """The scene as an RGB image of side `image_size` pixels."""
     image = draw_background(background, image_size)
     for obj in objects:
-        mask, corner = _mask(obj, image_size)
-        image.paste(obj.rgb, (*corner, corner[0] + mask.width, corner[1] + mask.height), mask)
+        whole, inside, (left, top) = _masks(obj, image_size)
+        region = (left, top, left + whole.width, top + whole.height)
+        image.paste(_OUTLINE, region, whole)
+        image.paste(obj.rgb, region, inside)
     return image

@@ -22,8 +22,13 @@ COLOURS = {
 }
 """Name -> RGB; every object is drawn within 10 levels a channel of its colour."""
 
-TONES = {"white": (242, 242, 242), "gray": (128, 128, 128), "black": (18, 18, 18), "beige": (222, 202, 165)}
-"""Name -> RGB of the backgrounds; no object has one of these colours."""
+TONES = {
+    "white": (242, 242, 242),
+    "gray": (155, 155, 155),
+    "beige": (222, 202, 165),
+    "lilac": (205, 195, 232),
+}
+"""Name -> RGB of the backgrounds; all lighter than the line round the objects, and no object's colour."""
 
 STYLES = ("plain", "gradient", "noisy", "striped")
 

@@ -217,7 +217,7 @@ def test_drawn_pixels_fill_the_box(shape, image_size):
 
 
 def test_shapes_and_colours_differ_as_drawn():
-    backdrop = Background("plain", "black", 0)
+    backdrop = Background("plain", "gray", 0)
     images = [np.asarray(draw([an_object(s, c)], backdrop, 64), int) for c in COLOURS for s in SHAPES]
     closest = min(np.abs(a - b).mean() for i, a in enumerate(images) for b in images[:i])
     assert closest > 1.0
@@ -254,7 +254,7 @@ def test_members_of_a_shard(tmp_path):
     assert json.loads(files["000000003.json"]) == json.loads(json.dumps(describe(scene, with_foils=False)))
     (tmp_path / "3.jpg").write_bytes(files["000000003.jpg"])
     stored = np.asarray(Image.open(tmp_path / "3.jpg"), int)
-    assert np.abs(stored - np.asarray(scene.draw(64), int)).mean() < 3
+    assert np.abs(stored - np.asarray(scene.draw(64), int)).mean() < 5
     objects = members(out / "objects/test/1.tar")
     assert objects["s0000003.cls"] == b"3"
 
