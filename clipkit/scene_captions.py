@@ -195,11 +195,13 @@ def _with_relation(rng: random.Random, groups: Sequence[Group]) -> Caption | Non
 
 def write_captions(
     rng: random.Random, objects: Sequence[SceneObject], background: Background
-) -> tuple[Caption, Caption, Caption]:
-    """Three true captions of rising detail: the names, something more, everything."""
+) -> tuple[Caption, ...]:
+    """Four true captions of rising detail: the names in two orders, something more, everything."""
     groups = group(objects)
-    names = listing(_say(rng, groups), "names", rng)
-    partial = _partial(rng, groups, background)
-    full = _with_background(listing(_say(rng, groups, size=True, cell=True), "full", rng), background)
-    names, partial, full = (replace(c, text=rng.choice(_OPENINGS) + c.text) for c in (names, partial, full))
-    return names, partial, full
+    captions = [
+        listing(_say(rng, groups), "names", rng),
+        listing(_say(rng, groups), "names", rng),
+        _partial(rng, groups, background),
+        _with_background(listing(_say(rng, groups, size=True, cell=True), "full", rng), background),
+    ]
+    return tuple(replace(caption, text=rng.choice(_OPENINGS) + caption.text) for caption in captions)

@@ -3,8 +3,8 @@
 ```python
 for scene in generate(10, seed=0, split="val"):
     scene.draw(64)  # PIL.Image
-    scene.captions[2].text  # "a small red star at the top and two big blue rings on a noisy gray background"
-    scene.captions[2].claims  # the same as data, so its truth can be decided
+    scene.captions[3].text  # "a small red star at the top and two big blue rings on a noisy gray background"
+    scene.captions[3].claims  # the same as data, so its truth can be decided
     scene.objects[0].box, scene.phrases()[0]  # (x0, y0, x1, y1) in [0, 1], "the small red star"
     scene.foils()  # captions that one exchange makes false
 write_shards("scenes", SceneShards(num_train=20_000))
