@@ -19,6 +19,8 @@ _RELATION_WORDS = {
     "below": ("below", "under"),
 }
 _OPENINGS = ("", "", "", "a picture of ", "a picture with ", "an image of ")
+TEMPLATES = ("a {c}", "a picture of a {c}", "a picture with a {c}", "an image of a {c}")
+"""Sentences that name one object; `{c}` is "colour shape"."""
 
 
 @dataclass(frozen=True)
@@ -205,3 +207,10 @@ def write_captions(
         _with_background(listing(_say(rng, groups, size=True, cell=True), "full", rng), background),
     ]
     return tuple(replace(caption, text=rng.choice(_OPENINGS) + caption.text) for caption in captions)
+
+
+def write_names(obj: SceneObject) -> tuple[Caption, ...]:
+    """What each of `TEMPLATES` says of an object."""
+    claims = (Has(Description(obj.colour, obj.shape)),)
+    name = f"{obj.colour} {obj.shape}"
+    return tuple(Caption(template.format(c=name), claims, "names") for template in TEMPLATES)

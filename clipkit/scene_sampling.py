@@ -10,7 +10,7 @@ from typing import TypeVar
 from PIL import Image
 
 from clipkit import scene_drawing
-from clipkit.scene_captions import Caption, noun_phrase, write_captions
+from clipkit.scene_captions import Caption, noun_phrase, write_captions, write_names
 from clipkit.scene_foils import Foil, write_foils
 from clipkit.scene_objects import (
     CELLS,
@@ -28,8 +28,15 @@ from clipkit.scene_objects import (
 
 _T = TypeVar("_T")
 
-SPLITS = ("train", "val", "objects")
-"""train: no combination of `UNSEEN_CLASSES`; val: all; objects: one object, class i % 64 in scene i."""
+SPLITS = ("train", "train_objects", "val", "objects")
+"""train and train_objects: no combination of `UNSEEN_CLASSES`; val: all; objects: one object, class i % 64 in
+scene i; train_objects: one object, the trained classes in turn, captioned by name alone."""
+
+_LONE = {
+    "objects": CLASSES,
+    "train_objects": tuple(kind for kind in CLASSES if kind not in UNSEEN_CLASSES),
+}
+"""Split of lone objects -> the classes it goes through."""
 
 KIND_WEIGHTS = {"train": {1: 0.30, 2: 0.30, 3: 0.40}, "val": {1: 0.10, 2: 0.35, 3: 0.55}}
 """Split -> how many kinds of object a scene has -> probability.
@@ -55,7 +62,7 @@ class Scene:
         key: unique within the split, nine digits.
         objects: one to four, no two overlapping, no two in one cell.
         background: what they stand on.
-        captions: four true sentences of rising detail.
+        captions: true sentences, of rising detail or, in train_objects, naming alone.
     """
 
     key: str
@@ -98,12 +105,14 @@ def generate(num: int, *, seed: int = 0, split: str = "train", start: int = 0) -
 def _scene(seed: int, split: str, index: int) -> Scene:
     # A string seed goes through SHA-512, so near-by seeds and indices give unrelated scenes on any machine.
     rng = random.Random(f"{seed}/{split}/{index}")
-    kinds = [CLASSES[index % len(CLASSES)]] if split == "objects" else _kinds(rng, split)
+    kinds = [_LONE[split][index % len(_LONE[split])]] if split in _LONE else _kinds(rng, split)
     objects = None
     while objects is None:
         objects = _place(rng, kinds)
     background = Background(rng.choice(STYLES), rng.choice(tuple(TONES)), rng.getrandbits(32))
-    return Scene(f"{index:09d}", tuple(objects), background, write_captions(rng, objects, background))
+    names_only = split == "train_objects"
+    captions = write_names(objects[0]) if names_only else write_captions(rng, objects, background)
+    return Scene(f"{index:09d}", tuple(objects), background, captions)
 
 
 def _kinds(rng: random.Random, split: str) -> list[tuple[str, str]]:

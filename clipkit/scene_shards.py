@@ -2,16 +2,16 @@
 
 ```
 OUT/scenes.json                   the settings; written last, so a folder that has it is complete
-OUT/{train,val}/00000.tar ...     img2dataset layout: KEY.jpg, KEY.txt (one caption a line), KEY.json
-OUT/{train,val}/sizes.json        {"00000.tar": 1000, ...}
-OUT/objects/classnames.txt        CLIP_benchmark layout: one object an image, every colour-shape class
-OUT/objects/zeroshot_classification_templates.txt, unseen_classnames.txt
-OUT/objects/test/nshards.txt, sizes.json, 0.tar ...    KEY.jpg, KEY.cls, KEY.json
+OUT/{train,train_objects,val}/    img2dataset layout: 00000.tar ... with KEY.jpg, KEY.txt (a caption a line),
+                                  KEY.json, and sizes.json {"00000.tar": 1000, ...}
+OUT/objects/                      CLIP_benchmark layout, one object an image, every colour-shape class:
+                                  classnames.txt, zeroshot_classification_templates.txt, unseen_classnames.txt
+OUT/objects/test/                 nshards.txt, sizes.json, 0.tar ... with KEY.jpg, KEY.cls, KEY.json
 ```
 
 KEY.json holds `regions` (box xyxy in [0, 1] and phrase), `objects` (the attribute table, in the order of the
 regions), `background`, `captions` with, caption by caption, their `details` ("names", "partial", "full") and
-`claims`, and outside train the `foils`.
+`claims`, and in val and objects the `foils`.
 """
 
 from __future__ import annotations
@@ -29,14 +29,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from clipkit.scene_captions import Claim
+from clipkit.scene_captions import TEMPLATES, Claim
 from clipkit.scene_objects import class_names, unseen_class_names
 from clipkit.scene_sampling import Scene, generate
 
 FORMAT_VERSION = 1
 """Raised whenever the same settings would give other bytes."""
-
-TEMPLATES = ("a {c}", "a picture of a {c}", "a picture with a {c}", "an image of a {c}")
 
 _SCENES_PER_JOB = 250
 _JPEG = {"quality": 95, "subsampling": 0}
@@ -48,8 +46,10 @@ Sample = dict[str, str | bytes]
 class SceneShards:
     """How many scenes to write, and which."""
 
-    num_train: int = 20_000
+    num_train: int = 16_000
     """Scenes to train on; they never show a combination of `UNSEEN_CLASSES`."""
+    num_train_objects: int = 10_000
+    """Images of one object to train on, captioned by name; the trained combinations in turn."""
     num_val: int = 1_000
     """Held-out scenes over all combinations."""
     num_objects: int = 1_280
@@ -66,8 +66,23 @@ class SceneShards:
             raise ValueError(f"image_size must be >= 32 for shapes to be recognisable, got {self.image_size}")
         if self.shard_size < 1:
             raise ValueError(f"shard_size must be >= 1, got {self.shard_size}")
-        if min(self.num_train, self.num_val, self.num_objects) < 1:
-            raise ValueError("num_train, num_val and num_objects must each be >= 1")
+        if min(self.numbers.values()) < 1:
+            raise ValueError("num_train, num_train_objects, num_val and num_objects must each be >= 1")
+
+    @property
+    def numbers(self) -> dict[str, int]:
+        """Scenes of each split."""
+        return {
+            "train": self.num_train,
+            "train_objects": self.num_train_objects,
+            "val": self.num_val,
+            "objects": self.num_objects,
+        }
+
+    @property
+    def num_scenes(self) -> int:
+        """Scenes of all splits."""
+        return sum(self.numbers.values())
 
 
 def write_shards(
@@ -116,8 +131,7 @@ def write_shards(
 def _write_tree(
     root: Path, settings: SceneShards, num_processes: int, progress: Callable[[int, int], None] | None
 ) -> None:
-    numbers = {"train": settings.num_train, "val": settings.num_val, "objects": settings.num_objects}
-    done, total = 0, sum(numbers.values())
+    done, total = 0, settings.num_scenes
 
     def counted(samples: Iterable[list[Sample]]) -> Iterator[Sample]:
         nonlocal done
@@ -131,7 +145,7 @@ def _write_tree(
         run: Callable[[Any, Any], Iterable[list[Sample]]] = map
         if num_processes > 1:
             run = stack.enter_context(multiprocessing.get_context("spawn").Pool(num_processes)).imap
-        for split, number in numbers.items():
+        for split, number in settings.numbers.items():
             starts = range(0, number, _SCENES_PER_JOB)
             jobs = [(settings, split, start, min(_SCENES_PER_JOB, number - start)) for start in starts]
             folder = root / "objects" / "test" if split == "objects" else root / split
@@ -167,7 +181,7 @@ def _encode_job(job: tuple[SceneShards, str, int, int]) -> list[Sample]:
 def _encode(scene: Scene, split: str, image_size: int) -> Sample:
     image = io.BytesIO()
     scene.draw(image_size).save(image, "JPEG", **_JPEG)
-    fields = json.dumps(describe(scene, with_foils=split != "train")).encode()
+    fields = json.dumps(describe(scene, with_foils=split in ("val", "objects"))).encode()
     if split == "objects":
         label = str(scene.objects[0].class_id).encode()
         return {"__key__": f"s{int(scene.key):07d}", "jpg": image.getvalue(), "cls": label, "json": fields}

@@ -21,7 +21,8 @@ def test_the_demo_ends_with_a_report(
 ) -> None:
     monkeypatch.setattr(demo, "TRAIN_CONFIG", SMALL)
     output = tmp_path / "demo"
-    arguments = ["demo", "--output", str(output), "--num-train", "48", "--num-val", "24"]
+    arguments = ["demo", "--output", str(output), "--num-train", "32"]
+    arguments += ["--num-train-objects", "16", "--num-val", "24"]
     assert main(arguments) == 0
     printed = capsys.readouterr()
     for figure in ("zero-shot top-1 over 64", "never trained", "text-to-image R@1 over 24"):

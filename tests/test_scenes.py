@@ -30,7 +30,7 @@ from clipkit.scenes import (
     write_shards,
 )
 
-TINY = SceneShards(num_train=7, num_val=3, num_objects=5, shard_size=3)
+TINY = SceneShards(num_train=7, num_train_objects=4, num_val=3, num_objects=5, shard_size=3)
 PLAIN = Background("plain", "gray", 0)
 
 
@@ -62,7 +62,7 @@ def test_scene_depends_on_seed_split_and_index_alone():
 
 
 def test_unknown_split_is_refused_at_the_call():
-    with pytest.raises(ValueError, match="unknown split 'test'; choose from train, val, objects"):
+    with pytest.raises(ValueError, match="unknown split 'test'; choose from train, train_objects, val"):
         generate(1, split="test")
 
 
@@ -226,6 +226,21 @@ def test_shapes_and_colours_differ_as_drawn():
 def test_ring_shows_the_background_inside():
     image = draw([an_object("ring", "red")], PLAIN, 64)
     assert image.getpixel((32, 32)) == draw_background(PLAIN, 64).getpixel((0, 0))
+
+
+def test_lone_objects_to_train_on_are_named_and_never_of_an_unseen_class():
+    scenes = list(generate(112, split="train_objects"))
+    names = [name for name in class_names() if name not in unseen_class_names()]
+    assert [class_names()[s.objects[0].class_id] for s in scenes] == names * 2
+    for scene in scenes:
+        name = class_names()[scene.objects[0].class_id]
+        assert [c.text for c in scene.captions] == [
+            f"a {name}",
+            f"a picture of a {name}",
+            f"a picture with a {name}",
+            f"an image of a {name}",
+        ]
+        assert all(c.is_true_of(scene.objects, scene.background) for c in scene.captions)
 
 
 def test_written_shards(tmp_path):

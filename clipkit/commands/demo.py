@@ -8,9 +8,12 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App, Parameter
+
+if TYPE_CHECKING:
+    from clipkit.scenes import SceneShards
 
 app = App(name="demo", help="Train, evaluate and search on built-in data; ends with a report page.")
 
@@ -22,12 +25,13 @@ TRAIN_CONFIG = """\
 model:
   name: tiny-conv
 data:
-  batch_size_per_rank: 256
+  batch_size_per_rank: 128
   num_workers: 1
 optim:
-  lr: 1.0e-3
+  lr: 2.0e-3
+  weight_decay: 0.1
   warmup_steps: 50
-epochs: 4
+epochs: 3
 log:
   every_steps: 10
 """
@@ -59,7 +63,8 @@ class DemoFolder:
 def demo(
     *,
     output: Annotated[Path, Parameter(help="Folder for scenes, run and report.")] = Path("demo"),
-    num_train: Annotated[int, Parameter(help="Scenes to train on.")] = 20_000,
+    num_train: Annotated[int, Parameter(help="Scenes to train on.")] = 16_000,
+    num_train_objects: Annotated[int, Parameter(help="Images of one object to train on.")] = 10_000,
     num_val: Annotated[int, Parameter(help="Held-out scenes for retrieval.")] = 1_000,
     seed: Annotated[int, Parameter(help="Fixes scenes and training.")] = 0,
 ) -> int:
@@ -67,9 +72,14 @@ def demo(
 
     An interrupted demo goes on where it was when it is started again.
     """
+    from clipkit.scenes import SceneShards
+
     folder = DemoFolder(output)
     began = time.monotonic()
-    generate_scenes(folder, num_train=num_train, num_val=num_val, seed=seed)
+    settings = SceneShards(
+        num_train=num_train, num_train_objects=num_train_objects, num_val=num_val, seed=seed
+    )
+    generate_scenes(folder, settings)
     status = train(folder, seed=seed)
     if status != 0:
         return status
@@ -85,14 +95,12 @@ def demo(
     return 0
 
 
-def generate_scenes(folder: DemoFolder, *, num_train: int, num_val: int, seed: int) -> None:
+def generate_scenes(folder: DemoFolder, settings: SceneShards) -> None:
     """Write the shards, unless they are there."""
     from clipkit.console import progress
-    from clipkit.scenes import SceneShards, write_shards
+    from clipkit.scenes import write_shards
 
-    settings = SceneShards(num_train=num_train, num_val=num_val, seed=seed)
-    total = settings.num_train + settings.num_val + settings.num_objects
-    with progress("scenes", total) as meter:
+    with progress("scenes", settings.num_scenes) as meter:
         last = 0
 
         def report(done: int, _total: int) -> None:
@@ -111,6 +119,7 @@ def train(folder: DemoFolder, *, seed: int) -> int:
     config.write_text(TRAIN_CONFIG, encoding="utf-8")
     arguments = ["train", str(config), "--output", str(folder.run)]
     arguments += ["--data.sources.scenes", str(folder.scenes / "train")]
+    arguments += ["--data.sources.objects", str(folder.scenes / "train_objects")]
     arguments += ["--eval.retrieval.val", str(folder.scenes / "val")]
     arguments += ["--eval.zero-shot.objects", str(folder.scenes / "objects" / "test")]
     arguments += ["--seed", str(seed), "--resume", "auto"]
