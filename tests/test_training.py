@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import broken_shards
 import open_clip
 import pytest
 import rank_jobs
@@ -81,6 +82,21 @@ def test_a_run_ends_with_a_model_directory_that_open_clip_loads(
         torch.testing.assert_close(model.eval().encode_text(text), peer.encode_text(text), atol=1e-6, rtol=0)
     assert "tiles4/top1" in (output / "model" / "README.md").read_text()
     assert (output / "best" / "clipkit.json").exists()
+
+
+@pytest.mark.parametrize("num_workers", ["0", "2"])
+def test_a_run_on_broken_shards_counts_every_bad_sample_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], num_workers: str
+) -> None:
+    folder = broken_shards.write_broken(tmp_path / "broken")
+    assert broken_shards.NUM_INDEXED % 7 == 0, "an epoch would leave samples out"
+    arguments = ["--data.batch-size-per-rank", "7", "--epochs", "2", "--data.num-workers", num_workers]
+    assert main(flags(tmp_path / "run", str(folder), *arguments)) == 0
+    counts = json.loads((tmp_path / "run" / "skipped.json").read_text())["tiles"]
+    assert counts == broken_shards.BROKEN_AT_INDEX | broken_shards.BROKEN_AT_READ
+    printed = capsys.readouterr().out
+    for reason in counts:
+        assert reason in printed
 
 
 def test_the_written_configuration_repeats_the_run(tmp_path: Path, shards: str) -> None:

@@ -47,13 +47,13 @@ class Run:
     evaluations: Evaluations
     checkpointer: Checkpointer
     log: RunLog
+    watch: Stopwatch
     step: int = 0
     """Completed optimiser steps."""
     best: float | None = None
     """Best value of `eval.best_metric` so far."""
     metrics: dict[str, float] = field(default_factory=dict)
     """Of the latest evaluation."""
-    data_wait_fraction: float = 0.0
 
     @property
     def config(self) -> TrainConfig:
@@ -123,6 +123,7 @@ def start(
             config.output / run_dir.CHECKPOINTS_NAME, config.checkpoint, trained, interrupt
         ),
         log=RunLog.open(config, is_main=distributed.rank() == 0, resume_step=state["step"]),
+        watch=Stopwatch(loader.batch_size_total),
         step=state["step"],
         best=state.get("best"),
     )
@@ -139,8 +140,7 @@ def num_steps(config: TrainConfig, loader: TrainLoader) -> int:
 
 def fit(run: Run, rng: RngState) -> bool:
     """Train from the present step; True at the end of the run, False when asked to stop before."""
-    watch = Stopwatch(run.loader.batch_size_total)
-    batches: Iterator[Batch] = watch.timed(iter(run.loader))
+    batches: Iterator[Batch] = run.watch.timed(iter(run.loader))
     with progress("train", run.trainer.num_steps, done=run.step, show=distributed.rank() == 0) as meter:
         if run.step:
             meter.say(f"resumed after step {run.step} of {run.trainer.num_steps}")
@@ -154,20 +154,19 @@ def fit(run: Run, rng: RngState) -> bool:
             except NonFiniteLossError as error:
                 raise stop_at(run, before, batch, error) from error
             run.step += 1
-            report(run, result, watch, meter)
-            evaluate_if_due(run, watch, meter)
+            report(run, result, meter)
+            evaluate_if_due(run, meter)
             if run.checkpointer.after_step(run.step, run.state):
                 meter.say(f"interrupted: saved step {run.step}; continue with --resume auto")
                 return False
     return True
 
 
-def report(run: Run, result: StepResult, watch: Stopwatch, meter: Meter) -> None:
+def report(run: Run, result: StepResult, meter: Meter) -> None:
     """Log the step if it is due, and move the bar."""
     note = ""
     if run.step % run.config.log.every_steps == 0 or run.step == run.trainer.num_steps:
-        rates = watch.lap()
-        run.data_wait_fraction = rates["data_wait_fraction"]
+        rates = run.watch.lap()
         values = {
             "epoch": run.step / run.loader.num_batches_per_epoch,
             "samples_seen": run.samples_seen,
@@ -185,7 +184,7 @@ def report(run: Run, result: StepResult, watch: Stopwatch, meter: Meter) -> None
     meter.advance(1, note)
 
 
-def evaluate_if_due(run: Run, watch: Stopwatch, meter: Meter) -> None:
+def evaluate_if_due(run: Run, meter: Meter) -> None:
     """Evaluate at the set interval and at the end; keep the model if it is the best so far."""
     every = run.config.eval.every_steps or run.loader.num_batches_per_epoch
     if not run.evaluations or (run.step % every and run.step != run.trainer.num_steps):
@@ -194,7 +193,7 @@ def evaluate_if_due(run: Run, watch: Stopwatch, meter: Meter) -> None:
     run.log.log(run.step, {"samples_seen": run.samples_seen, **run.metrics})
     meter.say(f"step {run.step}: " + "  ".join(f"{name} {value:.4g}" for name, value in run.metrics.items()))
     keep_if_best(run)
-    watch.lap()
+    run.watch.pause()
 
 
 def keep_if_best(run: Run) -> None:
@@ -232,4 +231,4 @@ def finish(run: Run) -> None:
             json.dumps(skipped.counts, indent=2), encoding="utf-8"
         )
         print(skipped.summary())
-        print(f"{verdict(run.data_wait_fraction)}; model directory: {path}")
+        print(f"{verdict(run.watch.data_wait_fraction)}; model directory: {path}")

@@ -100,11 +100,12 @@ class RunLog:
         """Trackers that the configuration asks for; none on ranks other than the main one."""
         if not is_main:
             return cls([])
-        trackers: list[Tracker] = [JsonLines(config.output / RUNLOG_NAME, resume_step=resume_step)]
+        trackers: list[Tracker] = []
         if config.log.tensorboard:
             trackers.append(TensorBoard(config.output / "tensorboard", resume_step=resume_step))
         if config.log.wandb_project:
             trackers.append(WeightsAndBiases(config))
+        trackers.append(JsonLines(config.output / RUNLOG_NAME, resume_step=resume_step))
         return cls(trackers)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:

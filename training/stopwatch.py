@@ -12,13 +12,15 @@ Item = TypeVar("Item")
 
 
 class Stopwatch:
-    """Splits wall time into the wait for batches and everything else, since the last `lap`."""
+    """Splits wall time into the wait for batches and everything else."""
 
     def __init__(self, images_per_step: int) -> None:
         self._images_per_step = images_per_step
-        self._start()
+        self._total_seconds = self._total_waited_seconds = 0.0
+        self.pause()
 
-    def _start(self) -> None:
+    def pause(self) -> None:
+        """Forget the time since the last lap (an evaluation, say) and start a new one."""
         self._began = time.perf_counter()
         self._waited_seconds = 0.0
         self._steps = 0
@@ -36,18 +38,21 @@ class Stopwatch:
             yield batch
 
     def lap(self) -> dict[str, float]:
-        """Rates since the last lap, by names with units; starts the next lap."""
+        """Rates since the last lap, by names with units; starts the next one."""
         seconds = max(time.perf_counter() - self._began, 1e-9)
         rates = {
             "images_per_second": self._steps * self._images_per_step / seconds,
             "data_wait_fraction": self._waited_seconds / seconds,
         }
-        self._start()
+        self._total_seconds += seconds
+        self._total_waited_seconds += self._waited_seconds
+        self.pause()
         return rates
 
-    def pause(self) -> None:
-        """Leave what happened since the last step (an evaluation, a checkpoint) out of the rates."""
-        self._start()
+    @property
+    def data_wait_fraction(self) -> float:
+        """Share of the time of all laps that was spent waiting for batches."""
+        return self._total_waited_seconds / max(self._total_seconds, 1e-9)
 
 
 def verdict(data_wait_fraction: float) -> str:
