@@ -72,6 +72,7 @@ class Run:
             "config": to_dict(self.config),
             "grad_scaler": self.trainer.scaler.state_dict(),
             "best": self.best,
+            "metrics": self.metrics,
             "samples_seen": self.samples_seen,
             "skipped": self.loader.skip_state(),
         }
@@ -126,6 +127,7 @@ def start(
         watch=Stopwatch(loader.batch_size_total),
         step=state["step"],
         best=state.get("best"),
+        metrics=state.get("metrics", {}),
     )
     return run, rng
 
