@@ -24,6 +24,7 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 
 bench: $(STAMP)
+	$(BIN)/pip install --quiet --editable '.[bench]'
 	$(BIN)/python benchmarks/train.py
 
 $(STAMP): setup.cfg pyproject.toml

@@ -62,7 +62,7 @@ def main() -> None:
         seconds = time.monotonic() - began
         lines = [json.loads(line) for line in (work / "run" / "runlog.jsonl").read_text().splitlines()]
         evaluations = [line for line in lines if "val/text_to_image_R@10" in line]
-        config = (work / "run" / "config.yaml").read_text()
+        config = (work / "run" / "config.yaml").read_text().replace(folder, "WORK")
     rows = [
         f"| {line['step']} | {line['val/text_to_image_R@1']:.1%} | {line['val/text_to_image_R@10']:.1%} "
         f"| {line['val/image_to_text_R@1']:.1%} | {line['val/image_to_text_R@10']:.1%} |"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Sequence
 
@@ -14,7 +15,7 @@ from clipkit.version import __version__
 COMMANDS = {
     "demo": (
         "clipkit.commands.demo:app",
-        "Train, evaluate and search on built-in data; ends with a report page.",
+        "Train and evaluate on built-in data; ends with a report page.",
     ),
     "inspect": (
         "clipkit.commands.inspect:app",
@@ -51,13 +52,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit status: 0, 1 after a failure, 2 after a mistake in the request, or a command's own.
+        With CLIPKIT_DEBUG set, errors keep their traceback.
     """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    with_traceback = bool(os.environ.get("CLIPKIT_DEBUG"))
     try:
         result = make_app()(sys.argv[1:] if argv is None else list(argv))
     except (CycloptsError, ValueError) as error:
+        if with_traceback:
+            raise
         return _fail(error, EXIT_USAGE)
     except (OSError, RuntimeError) as error:
+        if with_traceback:
+            raise
         return _fail(error, EXIT_FAILURE)
     except KeyboardInterrupt:
         return _fail("interrupted", EXIT_KEYBOARD)

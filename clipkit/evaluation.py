@@ -46,10 +46,20 @@ class EncodedSet:
 
         Returns:
             `top1` and, with more than five classes, `top5`, as fractions.
+
+        Raises:
+            ValueError: a label is no class.
         """
+        if int(self.labels.min()) < 0 or int(self.labels.max()) >= classes.shape[0]:
+            raise ValueError(
+                f"labels must be 0 to {classes.shape[0] - 1} for {classes.shape[0]} class names, got "
+                f"{int(self.labels.min())} to {int(self.labels.max())}; check classnames.txt"
+            )
         logits = self.image_features @ classes.T
         return {
-            f"top{k}": metrics.topk_accuracy(logits, self.labels, k) for k in (1, 5) if k < classes.shape[0]
+            f"top{k}": metrics.topk_accuracy(logits, self.labels, k)
+            for k in (1, 5)
+            if k == 1 or k < classes.shape[0]
         }
 
 

@@ -1,7 +1,7 @@
 """Evaluation metrics as pure functions of features, scores and ground truth.
 
-Rankings break ties by the lower index, as a stable sort does, so a model whose features have collapsed
-scores at chance and not at 100 %.
+Rankings break ties by the lower index, as a stable sort does, and NaN ranks first, so a model whose features
+have collapsed scores at chance, and one that is destroyed not at all, and neither at 100 %.
 """
 
 from __future__ import annotations
@@ -44,9 +44,10 @@ def positive_ranks(query_features: Tensor, item_features: Tensor, positives: Ten
         is_positive = torch.zeros_like(scores, dtype=torch.bool)
         is_positive[rows, items] = True
         best = scores.masked_fill(~is_positive, -torch.inf).max(dim=1)
-        better = scores > best.values[:, None]
+        # "not worse" rather than "better", so that NaN never counts as a right answer.
+        not_worse = ~(scores <= best.values[:, None]) & ~is_positive
         tied_before = (scores == best.values[:, None]) & (indices < best.indices[:, None])
-        ranks[start : start + block] = (better | tied_before).sum(dim=1)
+        ranks[start : start + block] = (not_worse | tied_before).sum(dim=1)
     return ranks
 
 
@@ -97,7 +98,8 @@ def topk_accuracy(logits: Tensor, labels: Tensor, k: int = 1) -> float:
     scores = logits.cpu()
     label_scores = scores[own[:, 0], own[:, 1]][:, None]
     classes = torch.arange(scores.shape[1])
-    ahead = (scores > label_scores) | ((scores == label_scores) & (classes < own[:, 1:]))
+    is_own = classes == own[:, 1:]
+    ahead = ~(scores <= label_scores) & ~is_own | (scores == label_scores) & (classes < own[:, 1:])
     return recall_at_k(ahead.sum(dim=1), k)
 
 

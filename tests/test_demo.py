@@ -44,4 +44,6 @@ def test_the_demo_ends_with_a_report(
     assert all(count > 0 for _, count in results.binding.values())
 
     # Started again it is at the end already.
+    log = (output / "run" / "runlog.jsonl").read_text()
     assert main(arguments) == 0
+    assert (output / "run" / "runlog.jsonl").read_text() == log

@@ -52,6 +52,13 @@ def test_collapsed_features_score_at_chance() -> None:
     assert result["image_to_text_mean_rank"] == pytest.approx(50.5)
 
 
+def test_nan_is_never_a_right_answer() -> None:
+    destroyed = torch.full((20, 3), torch.nan)
+    result = metrics.retrieval_metrics(destroyed, destroyed, torch.arange(20))
+    assert result["text_to_image_R@10"] == 0.0
+    assert metrics.topk_accuracy(destroyed, torch.zeros(20, dtype=torch.int64)) == 0.0
+
+
 def test_a_query_without_a_positive_is_refused() -> None:
     with pytest.raises(ValueError, match="query 1 has none"):
         metrics.positive_ranks(torch.eye(2), torch.eye(2), torch.tensor([[0, 0]]))

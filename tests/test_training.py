@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from clipkit.training import checkpoint
 from clipkit.training.runlog import read_runlog
 from pair_shards import write_pairs
 from rank_pool import RankPool
+from torch.distributed.checkpoint import FileSystemWriter
 
 import clipkit
 from clipkit.cli import main
@@ -160,7 +162,7 @@ def test_a_killed_run_resumes_bit_for_bit(
     expected = losses(tmp_path / "unbroken")
     assert [step for step, _ in expected] == list(range(1, NUM_STEPS + 1))
 
-    kill_at = int(torch.randint(5, NUM_STEPS - 4, (), generator=torch.Generator()))
+    kill_at = random.SystemRandom().randint(5, NUM_STEPS - 5)
     output = tmp_path / "killed"
     process = start(flags(output, shards, *RESUMABLE, *workers), world_size)
     wait_for_step(process, output, kill_at)
@@ -256,19 +258,19 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(
 ) -> None:
     output = tmp_path / "run"
     arguments = flags(output, shards, "--steps", "4", "--checkpoint.every-steps", "1")
-    write = checkpoint.state_dict_saver.save
+    write = FileSystemWriter.write_data
 
-    def fails_at_third(tensors: dict[str, Any], **options: Any) -> Any:
-        if "step_3" in str(options["checkpoint_id"]):
-            (Path(options["checkpoint_id"]) / "half").write_bytes(b"x")
+    def fails_at_third(writer: FileSystemWriter, *arguments: Any) -> Any:
+        if "step_3" in str(writer.path):
+            (Path(writer.path) / "half").write_bytes(b"x")
             raise OSError(28, "No space left on device")
-        return write(tensors, **options)
+        return write(writer, *arguments)
 
-    monkeypatch.setattr(checkpoint.state_dict_saver, "save", fails_at_third)
+    monkeypatch.setattr(FileSystemWriter, "write_data", fails_at_third)
     assert main(arguments) == 1
     assert "No space left on device" in capsys.readouterr().err.splitlines()[-1]
     assert sorted(path.name for path in (output / "checkpoints").iterdir()) == ["step_1", "step_2"]
-    monkeypatch.setattr(checkpoint.state_dict_saver, "save", write)
+    monkeypatch.setattr(FileSystemWriter, "write_data", write)
     assert main([*arguments, "--resume", "auto"]) == 0
     assert [step for step, _ in losses(output)] == [1, 2, 3, 4]
 
@@ -347,7 +349,8 @@ def test_evaluation_is_equal_on_one_and_four_ranks(shards: str, labelled: str, r
         (["--data.sources.tiles", "/no/such/{00..03}.tar"], "/no/such", 1),
         (["--data.batch-size-per-rank", "4096"], "4096", 2),
         (["--eval.retrieval.val", "/nowhere"], "/nowhere", 1),
-        (["--model.lock-image", "--model.lock-text"], "", 0),
+        (["--model.lock-image", "--model.lock-text"], "nothing to train", 2),
+        (["--eval.retrieval.val", "x", "--eval.best-metric", "val/R@1"], "val/", 2),
         (["--model.source", "/no/such/model"], "/no/such/model", 2),
     ],
 )

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
+from torch.distributed.checkpoint.api import CheckpointException
 
 from clipkit import distributed
 from clipkit.gradcache import RngState
@@ -62,7 +63,7 @@ def save(
         OSError: the disk is full or not writable; earlier checkpoints are untouched.
     """
     final = directory / f"step_{step}"
-    temporary = directory / f".step_{step}.tmp"
+    temporary = directory / f".step_{step}.new.tmp"
     if distributed.rank() == 0:
         directory.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(temporary, ignore_errors=True)
@@ -73,14 +74,14 @@ def save(
             state_dict_saver.save(
                 _tensors(trained, rng), checkpoint_id=temporary, no_dist=not distributed.is_distributed()
             )
-    except Exception as error:
+    except (Exception, CheckpointException) as error:  # the latter is no Exception
         shutil.rmtree(temporary, ignore_errors=True)
         raise OSError(f"checkpoint {final} could not be written: {_reason(error)}") from error
     distributed.barrier()
     if distributed.rank() == 0:
         _publish(temporary, final, {"format": FORMAT, "step": step, **state})
         for old in all_checkpoints(directory)[:-keep]:
-            shutil.rmtree(old, ignore_errors=True)
+            _remove(old)
     distributed.barrier()
     return final
 
@@ -99,8 +100,22 @@ def _publish(temporary: Path, final: Path, state: dict[str, Any]) -> None:
         file.flush()
         os.fsync(file.fileno())
     if final.exists():
-        shutil.rmtree(final)
+        _remove(final)
     os.rename(temporary, final)
+
+
+def _remove(path: Path) -> None:
+    """Delete a checkpoint by way of a hidden name, so that none is ever seen half-deleted."""
+    hidden = path.with_name(f".{path.name}.tmp")
+    shutil.rmtree(hidden, ignore_errors=True)
+    os.rename(path, hidden)
+    shutil.rmtree(hidden, ignore_errors=True)
+
+
+def remove_leftovers(directory: Path) -> None:
+    """Delete what a killed run was writing or deleting."""
+    for path in directory.glob(".step_*.tmp"):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _reason(error: BaseException) -> str:
@@ -132,14 +147,19 @@ def load(path: Path, trained: Trained) -> RngState:
     try:
         with _no_word_about_one_process():
             state_dict_loader.load(tensors, checkpoint_id=path, no_dist=not distributed.is_distributed())
-    except Exception as error:
+    except (Exception, CheckpointException) as error:
         raise ValueError(f"checkpoint {path} does not fit this run: {_reason(error)}") from error
     return RngState.from_tensors(tensors["rng"][_rank_name()])
 
 
 def read_state(path: Path) -> dict[str, Any]:
     """The JSON part of a checkpoint."""
-    state: dict[str, Any] = json.loads((path / STATE_NAME).read_text(encoding="utf-8"))
+    try:
+        state: dict[str, Any] = json.loads((path / STATE_NAME).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(
+            f"{path / STATE_NAME} is damaged ({error}); remove {path} to resume earlier"
+        ) from None
     return state
 
 

@@ -22,14 +22,20 @@ class Checkpointer:
     """Saves checkpoints of one run, all ranks at the same step."""
 
     def __init__(
-        self, directory: Path, config: CheckpointConfig, trained: checkpoint.Trained, interrupt: Interrupt
+        self,
+        directory: Path,
+        config: CheckpointConfig,
+        trained: checkpoint.Trained,
+        interrupt: Interrupt,
+        *,
+        saved_step: int | None = None,
     ) -> None:
         self.directory = directory
         self._config = config
         self._trained = trained
         self._interrupt = interrupt
         self._last_save_seconds = time.monotonic()
-        self._last_step = -1
+        self._last_step = saved_step
 
     def after_step(self, step: int, state: Callable[[], dict[str, Any]]) -> bool:
         """Save if it is due at `step` completed steps; True if the run is to stop."""

@@ -11,6 +11,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from clipkit.augment import AugmentConfig
+from clipkit.suggestions import did_you_mean
+
+RETRIEVAL_METRICS = tuple(
+    f"{direction}_{metric}"
+    for direction in ("text_to_image", "image_to_text")
+    for metric in ("R@1", "R@5", "R@10", "mean_rank")
+)
+ZERO_SHOT_METRICS = ("top1", "top5")
 
 
 def _require(condition: bool, message: str) -> None:
@@ -59,6 +67,11 @@ class ModelConfig:
                 groups == 0 or getattr(self, f"lock_{tower}"),
                 f"model.lock_{tower}_unlocked_groups needs model.lock_{tower}",
             )
+        _require(
+            not (self.lock_image and self.lock_text)
+            or self.lock_image_unlocked_groups + self.lock_text_unlocked_groups > 0,
+            "model.lock_image and model.lock_text leave nothing to train; unlock one or some groups of it",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,12 +207,17 @@ class EvalConfig:
         shared = sorted(set(self.retrieval) & set(self.zero_shot))
         _require(not shared, f"eval.retrieval and eval.zero_shot share the name {', '.join(shared)}")
         if self.best_metric is not None:
-            names = sorted({*self.retrieval, *self.zero_shot})
+            known = [f"{name}/{metric}" for name in self.retrieval for metric in RETRIEVAL_METRICS]
+            known += [f"{name}/{metric}" for name in self.zero_shot for metric in ZERO_SHOT_METRICS]
+            nearest = did_you_mean(self.best_metric, known) or f"; choose from {', '.join(known) or 'none'}"
             _require(
-                self.best_metric.split("/")[0] in names,
-                f"eval.best_metric must start with an evaluation's name ({', '.join(names) or 'none is set'})"
-                f" and a slash, got {self.best_metric}",
+                self.best_metric in known,
+                f"eval.best_metric={self.best_metric} is none of the evaluations' metrics{nearest}",
             )
+        _require(
+            self.every_steps is None or bool(self.retrieval or self.zero_shot),
+            "eval.every_steps needs something to evaluate: set eval.retrieval or eval.zero_shot",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -275,6 +293,7 @@ class TrainConfig:
         )
         _require(self.epochs is None or self.epochs > 0, f"epochs must be > 0, got {self.epochs}")
         _require(self.steps is None or self.steps >= 1, f"steps must be >= 1, got {self.steps}")
+        _require(0 <= self.seed < 2**63, f"seed must be in [0, 2**63), got {self.seed}")
 
 
 def to_dict(config: TrainConfig) -> dict[str, Any]:

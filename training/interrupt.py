@@ -14,7 +14,10 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Interrupt:
-    """Notes SIGTERM and SIGINT while it is entered; a second signal acts at once."""
+    """Notes SIGTERM and SIGINT while it is entered; a second Ctrl-C acts at once.
+
+    A second SIGTERM does not: cluster managers send it to a whole job, and torchrun passes it on once more.
+    """
 
     def __init__(self) -> None:
         self.requested = False
@@ -33,7 +36,8 @@ class Interrupt:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.requested = True
-        self._restore()
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, self._previous[signal.SIGINT])
 
     def _restore(self) -> None:
         while self._previous:

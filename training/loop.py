@@ -13,6 +13,7 @@ import torch
 
 from clipkit import distributed
 from clipkit.console import Meter, progress
+from clipkit.data.skips import SkipReport
 from clipkit.gradcache import RngState
 
 from . import checkpoint, run_dir
@@ -32,6 +33,8 @@ logger = logging.getLogger(__name__)
 
 MODEL_NAME = "model"
 BEST_NAME = "best"
+LAST_GOOD_NAME = "last_good"
+SKIPPED_NAME = "skipped.json"
 
 
 class TrainingStoppedError(RuntimeError):
@@ -71,10 +74,11 @@ class Run:
         return {
             "config": to_dict(self.config),
             "grad_scaler": self.trainer.scaler.state_dict(),
-            "best": self.best,
+            "best": {"metric": self.config.eval.best_metric, "value": self.best},
             "metrics": self.metrics,
             "samples_seen": self.samples_seen,
             "skipped": self.loader.skip_state(),
+            "data": self.loader.fingerprint,
         }
 
 
@@ -116,17 +120,23 @@ def start(
         rng = checkpoint.load(latest, trained)
         trainer.scaler.load_state_dict(state["grad_scaler"])
         loader.load_skip_state(state["skipped"])
+        run_dir.check_same_data(loader.fingerprint, state["data"], latest)
+    best = state.get("best", {})
     run = Run(
         trainer=trainer,
         loader=loader,
         evaluations=open_evaluations(config),
         checkpointer=Checkpointer(
-            config.output / run_dir.CHECKPOINTS_NAME, config.checkpoint, trained, interrupt
+            config.output / run_dir.CHECKPOINTS_NAME,
+            config.checkpoint,
+            trained,
+            interrupt,
+            saved_step=state["step"] if latest else None,
         ),
         log=RunLog.open(config, is_main=distributed.rank() == 0, resume_step=state["step"]),
         watch=Stopwatch(loader.batch_size_total),
         step=state["step"],
-        best=state.get("best"),
+        best=best.get("value") if best.get("metric") == config.eval.best_metric else None,
         metrics=state.get("metrics", {}),
     )
     return run, rng
@@ -161,6 +171,7 @@ def fit(run: Run, rng: RngState) -> bool:
             if run.checkpointer.after_step(run.step, run.state):
                 meter.say(f"interrupted: saved step {run.step}; continue with --resume auto")
                 return False
+    run.checkpointer.save(run.step, RngState(), run.state())
     return True
 
 
@@ -203,8 +214,6 @@ def keep_if_best(run: Run) -> None:
     name = run.config.eval.best_metric
     if name is None:
         return
-    if name not in run.metrics:
-        raise ValueError(f"eval.best_metric={name} is not measured; choose from {', '.join(run.metrics)}")
     value = -run.metrics[name] if name.endswith("mean_rank") else run.metrics[name]
     if run.best is None or value > run.best:
         run.best = value
@@ -214,11 +223,14 @@ def keep_if_best(run: Run) -> None:
 def stop_at(run: Run, before: RngState, batch: Batch, error: NonFiniteLossError) -> TrainingStoppedError:
     """Save the state before a failed step and say what was in its batch."""
     run.checkpointer.save(run.step, before, run.state())
+    last_good = run.config.output / LAST_GOOD_NAME
+    save_model(run.trainer, last_good, step=run.step, metrics=run.metrics)
     keys = run.config.output / f"nonfinite_step_{run.step + 1}_rank_{distributed.rank()}.json"
     keys.write_text(json.dumps({"step": run.step + 1, "keys": batch["key"]}, indent=2), encoding="utf-8")
     return TrainingStoppedError(
-        f"{error}; batch keys are in {keys} (first: {', '.join(batch['key'][:3])}); the last good state is "
-        f"checkpoint step_{run.step}; resume with a lower optim.lr or optim.grad_clip_norm in a new run"
+        f"{error}; the keys of the batch are in {keys} (first: {', '.join(batch['key'][:3])}); the state "
+        f"before is saved as checkpoint step_{run.step} and as a model: go on with --model.source "
+        f"{last_good}, a lower optim.lr or optim.grad_clip_norm, and another --output"
     )
 
 
@@ -228,9 +240,9 @@ def finish(run: Run) -> None:
     save_model(run.trainer, path, step=run.step, metrics=run.metrics)
     run.loader.gather_skips()
     if distributed.rank() == 0:
-        skipped = run.loader.skip_report()
-        (run.config.output / "skipped.json").write_text(
-            json.dumps(skipped.counts, indent=2), encoding="utf-8"
-        )
-        print(skipped.summary())
+        reports = [run.loader.skip_report(), *run.evaluations.skip_reports.values()]
+        counts = {name: found for report in reports for name, found in report.counts.items()}
+        skipped = json.dumps(counts, indent=2)
+        (run.config.output / SKIPPED_NAME).write_text(skipped, encoding="utf-8")
+        print(SkipReport(counts, {}).summary())
         print(f"{verdict(run.watch.data_wait_fraction)}; model directory: {path}")

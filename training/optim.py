@@ -84,9 +84,11 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, ob
         decay = config.weight_decay if parameter.ndim >= 2 else 0.0
         key = (decay, config.layer_decay ** behind[name], isinstance(parameter, DTensor))
         groups.setdefault(key, []).append(parameter)
+    # Sharded ones first: the grad scaler looks at the first gradient to see whether any is sharded.
+    in_order = sorted(groups.items(), key=lambda item: not item[0][2])
     return [
         {"params": parameters, "weight_decay": decay, "lr": config.lr, "lr_scale": lr_scale}
-        for (decay, lr_scale, _), parameters in groups.items()
+        for (decay, lr_scale, _), parameters in in_order
     ]
 
 

@@ -51,6 +51,8 @@ class Parallel:
     """Context without gradient synchronisation."""
     replicated: list[nn.Parameter]
     """Parameters whose gradients the wrapper leaves to `sync_replicated`."""
+    buffers: list[torch.Tensor]
+    """Running statistics, which every rank computes from its own part of the batch."""
 
     def sync_replicated(self) -> None:
         """Average over ranks the gradients that the wrapper does not."""
@@ -59,22 +61,36 @@ class Parallel:
                 dist.all_reduce(parameter.grad, op=dist.ReduceOp.SUM)
                 parameter.grad /= distributed.world_size()
 
+    def sync_buffers(self) -> None:
+        """Give every rank the running statistics of rank 0, so that all evaluate and save one model."""
+        for buffer in self.buffers:
+            dist.broadcast(buffer, src=0)
+
 
 def parallelize(model: nn.Module, kind: Literal["ddp", "fsdp"], device: torch.device) -> Parallel:
     """Replicate (DDP) or shard (FSDP2) a model on `device` over the world; a world of one needs neither."""
     if not distributed.is_distributed():
-        return Parallel(forward=model, no_sync=nullcontext, replicated=[])
+        return Parallel(forward=model, no_sync=nullcontext, replicated=[], buffers=[])
     if kind == "fsdp":
         return _shard(model)
     device_ids = [device.index] if device.type == "cuda" else None
-    wrapped = DistributedDataParallel(model, device_ids=device_ids, gradient_as_bucket_view=True)
-    return Parallel(forward=wrapped, no_sync=wrapped.no_sync, replicated=[])
+    wrapped = DistributedDataParallel(
+        model, device_ids=device_ids, gradient_as_bucket_view=True, broadcast_buffers=False
+    )
+    return Parallel(forward=wrapped, no_sync=wrapped.no_sync, replicated=[], buffers=_statistics(model))
+
+
+def _statistics(model: nn.Module) -> list[torch.Tensor]:
+    """Buffers that are saved, which is what tells running statistics from masks and constants."""
+    saved = model.state_dict(keep_vars=True)
+    return [buffer for name, buffer in model.named_buffers() if name in saved]
 
 
 def _shard(model: nn.Module) -> Parallel:
     """FSDP2 over blocks and the rest; scalars cannot be sharded and stay replicated."""
     scalars = [parameter for parameter in model.parameters() if parameter.ndim == 0]
-    for stack in [module for module in model.modules() if isinstance(module, nn.ModuleList)]:
+    # Innermost first, as fully_shard wants it.
+    for stack in reversed([module for module in model.modules() if isinstance(module, nn.ModuleList)]):
         for block in stack:
             if any(True for _ in block.parameters()):
                 fully_shard(block)
@@ -91,4 +107,20 @@ def _shard(model: nn.Module) -> Parallel:
         finally:
             model.set_requires_gradient_sync(True)
 
-    return Parallel(forward=model, no_sync=no_sync, replicated=[s for s in scalars if s.requires_grad])
+    replicated = [scalar for scalar in scalars if scalar.requires_grad]
+    return Parallel(forward=model, no_sync=no_sync, replicated=replicated, buffers=_statistics(model))
+
+
+@contextmanager
+def unsharded(model: nn.Module) -> Iterator[None]:
+    """Whole weights on every rank, so that ranks may run different numbers of forward passes."""
+    shards = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    for module in shards:
+        module.set_reshard_after_forward(False, recurse=False)
+        module.unshard()
+    try:
+        yield
+    finally:
+        for module in shards:
+            module.reshard()
+            module.set_reshard_after_forward(module is not shards[0], recurse=False)

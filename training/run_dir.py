@@ -40,6 +40,7 @@ def prepare(config: TrainConfig) -> Path | None:
     distributed.barrier()
     if distributed.rank() == 0:
         config.output.mkdir(parents=True, exist_ok=True)
+        checkpoint.remove_leftovers(config.output / CHECKPOINTS_NAME)
         _write_config(config)
     return latest
 
@@ -69,6 +70,22 @@ def _check_same_run(config: TrainConfig, state: dict[str, Any], path: Path) -> N
             f"{path} belongs to a run with {key}={then.get(key)}, got {key}={now.get(key)}; resume with the "
             "same settings, or start another --output with --model.source"
         )
+
+
+def check_same_data(now: dict[str, str], then: dict[str, str], path: Path) -> None:
+    """Refuse sources whose shards are others, since the order of samples follows from them.
+
+    Args:
+        now: `TrainLoader.fingerprint`.
+        then: the one in the checkpoint.
+        path: the checkpoint.
+    """
+    for name in now:
+        if now[name] != then.get(name):
+            raise ValueError(
+                f"source {name!r} is not what it was when {path} was written (samples per shard differ), so "
+                "the run cannot go on at its exact sample; restore the data or start another --output"
+            )
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -52,7 +53,7 @@ class TensorBoard:
             raise ValueError(
                 "log.tensorboard needs tensorboard: pip install 'clipkit[tensorboard]'"
             ) from error
-        self._writer: Any = SummaryWriter(str(directory), purge_step=resume_step or None)
+        self._writer: Any = SummaryWriter(str(directory), purge_step=resume_step + 1)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Add each value as a scalar."""
@@ -75,6 +76,7 @@ class WeightsAndBiases:
         self._run: Any = wandb.init(
             project=config.log.wandb_project,
             name=config.output.name,
+            id=hashlib.sha256(str(config.output.resolve()).encode()).hexdigest()[:16],
             dir=str(config.output),
             config=to_dict(config),
             resume="allow",

@@ -33,7 +33,7 @@ AUTOCAST_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.
 
 
 class NonFiniteLossError(RuntimeError):
-    """The loss is NaN or infinite; weights and optimiser are still those before the step."""
+    """The loss or its gradient is not finite; weights, buffers and optimiser are those before the step."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +79,7 @@ def train_step(trainer: Trainer, batch: Batch, step: int) -> StepResult:
     lr = config.optim.lr * optim.lr_factor(step, trainer.num_steps, config.optim)
     optim.set_lr(trainer.optimizer, lr)
     trainer.optimizer.zero_grad(set_to_none=True)
+    buffers = {name: buffer.clone() for name, buffer in trainer.model.named_buffers()}
     loss, features = gradcache.backward(
         lambda chunk: encode(trainer, chunk),
         micro_batches(batch, config.data.micro_batch_size_per_rank),
@@ -87,20 +88,33 @@ def train_step(trainer: Trainer, batch: Batch, step: int) -> StepResult:
         no_sync=trainer.parallel.no_sync,
     )
     mean_loss = float(all_reduce_mean(loss))
-    if not math.isfinite(mean_loss):
-        raise NonFiniteLossError(f"the loss is {mean_loss} at step {step + 1}")
     trainer.parallel.sync_replicated()
     trainer.scaler.unscale_(trainer.optimizer)
-    grad_norm = optim.clip_grad_norm(trainer.model.parameters(), config.optim.grad_clip_norm)
+    grad_norm = float(optim.clip_grad_norm(trainer.model.parameters(), config.optim.grad_clip_norm))
+    is_overflow = trainer.scaler.is_enabled() and not math.isfinite(grad_norm)
+    if not math.isfinite(mean_loss) or not (math.isfinite(grad_norm) or is_overflow):
+        _restore_buffers(trainer.model, buffers)
+        raise NonFiniteLossError(f"at step {step + 1} the loss is {mean_loss}, its gradient norm {grad_norm}")
+    update(trainer, is_overflow=is_overflow)
+    return StepResult(loss=mean_loss, grad_norm=grad_norm, logit_scale=float(features["logit_scale"]), lr=lr)
+
+
+def update(trainer: Trainer, *, is_overflow: bool) -> None:
+    """Apply the gradients; after an overflow of fp16 only its loss scale changes."""
     trainer.scaler.step(trainer.optimizer)
     trainer.scaler.update()
     with torch.no_grad():
         trainer.model.logit_scale.clamp_(0, optim.MAX_LOGIT_SCALE)
-    if trainer.average is not None:
+    if trainer.average is not None and not is_overflow:
         trainer.average.update()
-    return StepResult(
-        loss=mean_loss, grad_norm=float(grad_norm), logit_scale=float(features["logit_scale"]), lr=lr
-    )
+    trainer.parallel.sync_buffers()
+
+
+@torch.no_grad()
+def _restore_buffers(model: DualEncoder, buffers: Mapping[str, Tensor]) -> None:
+    """Undo what the forward pass has done to running statistics."""
+    for name, buffer in model.named_buffers():
+        buffer.copy_(buffers[name])
 
 
 def encode(trainer: Trainer, chunk: Batch) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ from cyclopts import App, Parameter
 if TYPE_CHECKING:
     from clipkit.scenes import SceneShards
 
-app = App(name="demo", help="Train, evaluate and search on built-in data; ends with a report page.")
+app = App(name="demo", help="Train and evaluate on built-in data; ends with a report page.")
 
 REPORT_NAME = "report.html"
 CONFIG_NAME = "train.yaml"

@@ -110,8 +110,12 @@ class EvalLoader:
                 yield batch
 
     def skip_report(self) -> SkipReport:
-        """What this rank could not use so far, and what indexing found."""
+        """What could not be used so far: of this rank, and of all since the last `gather_skips`."""
         return self._skips.report()
+
+    def gather_skips(self) -> None:
+        """Make the report that of all ranks. All ranks must call it together."""
+        self._skips.gather()
 
 
 def build_eval_loader(

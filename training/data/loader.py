@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -67,6 +68,11 @@ class TrainLoader:
             seed=plan.seed,
             window_samples=shuffle_window_samples,
         )
+        self.fingerprint = {
+            source.name: hashlib.sha256(str(tuple(source.sizes_per_shard)).encode()).hexdigest()
+            for source in sources
+        }
+        """What the order of samples depends on, by source: the samples in each shard, hashed."""
         self.batch_size_total = plan.batch_size_total
         """Samples of one step over all ranks."""
         self.num_samples_per_epoch = order.num_samples_per_epoch
