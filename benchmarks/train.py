@@ -28,6 +28,7 @@ from report import write_result
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT.parent / "shared" / "data"
 STEPS_PER_REPORT = 2
+PEER_WEBDATASET = "webdataset==0.2.86"
 
 RUN_OPEN_CLIP = """
 import sys, open_clip
@@ -121,9 +122,18 @@ def _family(pid: int) -> list[int]:
     return [pid, *(grandchild for child in children for grandchild in _family(int(child)))]
 
 
-def run(command: list[str], log: Path) -> int:
+def install_peer(folder: Path) -> Path:
+    """The webdataset that open_clip's training extra asks for, in a folder of its own for the peer's runs."""
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder)]
+    subprocess.run([*command, PEER_WEBDATASET], check=True)
+    return folder
+
+
+def run(command: list[str], log: Path, python_path: Path | None = None) -> int:
     """Run to the end with two threads; returns the peak memory in bytes."""
     environment = os.environ | {"OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "2", "HF_HUB_OFFLINE": "1"}
+    if python_path is not None:
+        environment["PYTHONPATH"] = str(python_path)
     stop, peaks = threading.Event(), []
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output, cwd=ROOT, env=environment)
@@ -159,8 +169,8 @@ def run_clipkit(setting: Setting, shards: str, folder: Path) -> Outcome:
     return Outcome(statistics.harmonic_mean(rates[1:]), peak)
 
 
-def run_open_clip(setting: Setting, shards: str, folder: Path) -> Outcome:
-    """One run of `open_clip_train.main`."""
+def run_open_clip(setting: Setting, shards: str, folder: Path, peer: Path) -> Outcome:
+    """One run of `open_clip_train.main`, with the packages in `peer` before all others."""
     import open_clip
 
     if setting.model.endswith(".json"):
@@ -180,7 +190,7 @@ def run_open_clip(setting: Setting, shards: str, folder: Path) -> Outcome:
     command += ["--dataset-resampled", "--batch-size", str(setting.batch_size), "--precision", "fp32"]
     command += ["--workers", "1", "--epochs", "1", "--warmup", "2", "--lr", "5e-4", "--save-frequency", "0"]
     command += ["--log-every-n-steps", str(STEPS_PER_REPORT), "--logs", str(folder / "logs"), "--seed", "0"]
-    peak = run(command, folder / "log")
+    peak = run(command, folder / "log", peer)
     seconds = [float(value) for value in re.findall(r"Batch \(t\): ([\d.]+)", (folder / "log").read_text())]
     return Outcome(setting.batch_size / statistics.mean(seconds[1:]), peak)
 
@@ -196,7 +206,7 @@ def compare(setting: Setting, repeats: int, work: Path) -> str:
             if name == "clipkit":
                 outcomes.append(run_clipkit(setting, shards, folder))
             else:
-                outcomes.append(run_open_clip(setting, shards, folder))
+                outcomes.append(run_open_clip(setting, shards, folder, work / "peer"))
             print(f"{setting.name} {name} {outcomes[-1]}", flush=True)
     ratios = [a.images_per_second / b.images_per_second for a, b in zip(ours, theirs, strict=True)]
 
@@ -218,6 +228,7 @@ def main() -> None:
     parser.add_argument("--settings", type=int, nargs="*", default=range(len(SETTINGS)))
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
+        install_peer(Path(folder) / "peer")
         rows = [compare(SETTINGS[index], arguments.repeats, Path(folder)) for index in arguments.settings]
     body = (
         "fp32, 2 threads, 1 loader worker, AdamW, softmax loss; random resized crops (0.9, 1) of JPEG photos "

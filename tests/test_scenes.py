@@ -293,7 +293,7 @@ def test_shard_bytes_depend_on_the_settings_alone(tmp_path):
         tmp_path / "two", TINY, num_processes=2, progress=lambda done, total: seen.append((done, total))
     )
     names = sorted(p.relative_to(first) for p in first.rglob("*") if p.is_file())
-    assert len(names) == 14
+    assert len(names) == 17
     assert names == sorted(p.relative_to(second) for p in second.rglob("*") if p.is_file())
     assert all((first / name).read_bytes() == (second / name).read_bytes() for name in names)
     assert seen[-1] == (15, 15)

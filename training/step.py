@@ -119,7 +119,8 @@ def _restore_buffers(model: DualEncoder, buffers: Mapping[str, Tensor]) -> None:
 
 def encode(trainer: Trainer, chunk: Batch) -> dict[str, Tensor]:
     """Named features of a micro-batch: L2-normalised, with the scalars of the loss."""
-    image = chunk["image"].to(trainer.device, non_blocking=True)
+    # Convolutions are up to 1.5 x as fast on channels-last images; the layout carries through the tower.
+    image = chunk["image"].to(trainer.device, non_blocking=True, memory_format=torch.channels_last)
     # Cut here, on the CPU: wrappers move their inputs to the device, where looking at them would wait.
     num_columns = needed_columns(trainer.model.model, chunk["text"])
     text = chunk["text"][:, :num_columns].to(trainer.device, non_blocking=True)
