@@ -7,7 +7,7 @@ import io
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -94,7 +94,7 @@ def command_with_errors(arguments: list[str]) -> tuple[int, str]:
     return status, error.getvalue()
 
 
-def evaluation(captioned: str, labelled: str) -> dict[str, float]:
+def evaluation(captioned: str, labelled: str, parallel: Literal["ddp", "fsdp"]) -> dict[str, float]:
     """Metrics of an untrained model on both kinds of evaluation sets."""
     from clipkit.training.build import build_model, build_trainer
     from clipkit.training.config import DataConfig, EvalConfig, ModelConfig, TrainConfig
@@ -106,6 +106,7 @@ def evaluation(captioned: str, labelled: str) -> dict[str, float]:
         data=DataConfig(sources={"unused": "unused"}, num_workers=0),
         eval=EvalConfig(retrieval={"val": captioned}, zero_shot={"tiles4": labelled}, batch_size=7),
         steps=1,
+        parallel=parallel,
     )
     torch.manual_seed(0)
     trainer = build_trainer(config, build_model(config), torch.device("cpu"), num_steps=1)

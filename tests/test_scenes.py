@@ -296,7 +296,7 @@ def test_shard_bytes_depend_on_the_settings_alone(tmp_path):
     assert len(names) == 17
     assert names == sorted(p.relative_to(second) for p in second.rglob("*") if p.is_file())
     assert all((first / name).read_bytes() == (second / name).read_bytes() for name in names)
-    assert seen[-1] == (15, 15)
+    assert seen[-1] == (19, 19)
 
 
 def test_same_settings_are_kept_and_others_refused(tmp_path):

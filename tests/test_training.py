@@ -244,6 +244,8 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(
     assert len(keys["keys"]) == 8
     (saved,) = checkpoint.all_checkpoints(output / "checkpoints")
     assert checkpoint.read_state(saved)["step"] == failed - 1
+    last_good = clipkit.load(output / "last_good").model.state_dict()
+    assert all(bool(tensor.isfinite().all()) for tensor in last_good.values())
 
 
 def test_only_the_last_checkpoints_stay(tmp_path: Path, shards: str) -> None:
@@ -336,10 +338,65 @@ def test_two_ranks_are_one_run(
         torch.testing.assert_close(tensor, expected[name], rtol=1e-3, atol=2e-4, msg=name)
 
 
-def test_evaluation_is_equal_on_one_and_four_ranks(shards: str, labelled: str, ranks: RankPool) -> None:
-    (alone,) = ranks.run(1, rank_jobs.evaluation, shards, labelled)
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_evaluation_is_equal_on_one_and_four_ranks(
+    shards: str, labelled: str, ranks: RankPool, parallel: str
+) -> None:
+    # 72 and 40 samples in batches of 7: the ranks have different numbers of batches.
+    (alone,) = ranks.run(1, rank_jobs.evaluation, shards, labelled, parallel)
     assert {"val/text_to_image_R@1", "tiles4/top1"} <= alone.keys()
-    assert ranks.run(4, rank_jobs.evaluation, shards, labelled) == [alone] * 4
+    assert ranks.run(4, rank_jobs.evaluation, shards, labelled, parallel) == [alone] * 4
+
+
+def test_batch_norm_evaluates_and_resumes_as_one_model_on_two_ranks(
+    tmp_path: Path, shards: str, ranks: RankPool
+) -> None:
+    more = ["--model.name", "tiny-conv", "--eval.retrieval.val", shards, "--eval.every-steps", "2"]
+    more += ["--checkpoint.every-steps", "3", "--optim.schedule", "constant", "--model.patch-dropout", "-"]
+    for parallel in ("ddp", "fsdp"):
+        whole, parts = tmp_path / f"{parallel}-whole", tmp_path / f"{parallel}-parts"
+        common = [*more, "--parallel", parallel]
+        assert ranks.run(2, rank_jobs.command, flags(whole, shards, *common, "--steps", "6")) == [0, 0]
+        assert ranks.run(2, rank_jobs.command, flags(parts, shards, *common, "--steps", "3")) == [0, 0]
+        resumed = flags(parts, shards, *common, "--steps", "6", "--resume", "auto")
+        assert ranks.run(2, rank_jobs.command, resumed) == [0, 0]
+        lines = [read_runlog(run / "runlog.jsonl") for run in (whole, parts)]
+        recalls = [{n["step"]: n for n in log if "val/text_to_image_mean_rank" in n} for log in lines]
+        assert set(recalls[0]) == {2, 4, 6}
+        assert recalls[0][4] == recalls[1][4]
+        assert losses(whole) == losses(parts)
+        first, second = clipkit.load(whole / "model"), clipkit.load(parts / "model")
+        assert first.model_id == second.model_id
+
+
+def test_fp16_with_sharding_and_the_sigmoid_loss(tmp_path: Path, shards: str, ranks: RankPool) -> None:
+    more = ["--precision", "fp16", "--parallel", "fsdp", "--loss.objective", "sigmoid", "--steps", "2"]
+    more += ["--model.name", "tiny-conv"]
+    assert ranks.run(2, rank_jobs.command, flags(tmp_path / "run", shards, *more)) == [0, 0]
+
+
+def test_resuming_on_other_data_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write_pairs(tmp_path / "data", 32)
+    assert main(flags(tmp_path / "run", data, "--steps", "2")) == 0
+    (tmp_path / "data" / "00001.tar").unlink()
+    assert main(flags(tmp_path / "run", data, "--steps", "4", "--resume", "auto")) == 2
+    assert "source 'tiles' is not what it was" in capsys.readouterr().err
+
+
+def test_labels_without_a_class_name_are_refused(
+    tmp_path: Path, shards: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labelled = write_pairs(tmp_path / "labelled", 8, labels=True)
+    (tmp_path / "labelled" / "classnames.txt").write_text("red\ngreen\n")
+    assert main(flags(tmp_path / "run", shards, "--steps", "1", "--eval.zero-shot.t", labelled)) == 2
+    assert "labels must be 0 to 1 for 2 class names" in capsys.readouterr().err
+
+
+def test_what_evaluation_cannot_use_is_reported(tmp_path: Path, shards: str) -> None:
+    broken = str(broken_shards.write_broken(tmp_path / "broken"))
+    assert main(flags(tmp_path / "run", shards, "--steps", "1", "--eval.retrieval.val", broken)) == 0
+    counts = json.loads((tmp_path / "run" / "skipped.json").read_text())
+    assert counts == {"tiles": {}, "val": broken_shards.BROKEN_AT_INDEX | broken_shards.BROKEN_AT_READ}
 
 
 @pytest.mark.parametrize(
