@@ -383,6 +383,18 @@ def test_resuming_on_other_data_is_refused(tmp_path: Path, capsys: pytest.Captur
     assert "source 'tiles' is not what it was" in capsys.readouterr().err
 
 
+def test_a_table_with_column_names_of_its_own(tmp_path: Path) -> None:
+    rows = ["picture\twords"]
+    for number in range(8):
+        (tmp_path / f"{number}.jpg").write_bytes(broken_shards.encode(broken_shards.photo(number)))
+        rows.append(f"{number}.jpg\tpicture number {number}")
+    table = tmp_path / "pairs.tsv"
+    table.write_text("\n".join(rows))
+    columns = ["--data.image-column", "picture", "--data.caption-column", "words"]
+    assert main(flags(tmp_path / "run", str(table), *columns, "--steps", "1")) == 0
+    assert json.loads((tmp_path / "run" / "skipped.json").read_text()) == {"tiles": {}}
+
+
 def test_labels_without_a_class_name_are_refused(
     tmp_path: Path, shards: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -86,6 +86,10 @@ class DataConfig:
     """Shard members that hold the image."""
     caption_keys: tuple[str, ...] = ("txt",)
     """Shard members that hold captions, one a line; `json.NAME` reads a field of the json member."""
+    image_column: str = "filepath"
+    """Column of a table that holds the path of the image."""
+    caption_column: str = "title"
+    """Column of a table that holds a caption; rows of the same image are its captions."""
     captions: Literal["random", "first", "longest"] = "random"
     """Which of an image's captions is used in a step."""
     batch_size_per_rank: int = 256

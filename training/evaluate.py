@@ -8,11 +8,11 @@ from functools import partial
 import torch
 
 from clipkit.data.evaluation import EvalSource, build_eval_loader, open_eval_source
-from clipkit.data.samples import SampleKeys
 from clipkit.data.skips import SkipReport
 from clipkit.evaluation import DEFAULT_TEMPLATES, EncodedSet, class_features, encode_set
 
 from .config import TrainConfig
+from .data.loader import sample_keys
 from .export import averaged_weights
 from .parallel import unsharded
 from .step import Trainer, autocast
@@ -38,7 +38,7 @@ def open_evaluations(config: TrainConfig) -> Evaluations:
         ValueError: a set has nothing usable or no class names.
         FileNotFoundError: a location matches nothing.
     """
-    keys = SampleKeys(image=config.data.image_keys, caption=config.data.caption_keys)
+    keys = sample_keys(config.data)
     return Evaluations(
         retrieval=[
             open_eval_source(n, place, "retrieval", keys) for n, place in config.eval.retrieval.items()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -37,6 +37,10 @@ class InspectOptions:
     """Members that hold the image."""
     caption_keys: tuple[str, ...] = ("txt",)
     """Members that hold captions, one a line; `json.NAME` reads a field of the json member."""
+    image_column: str = "filepath"
+    """Column of a table that holds the path of the image."""
+    caption_column: str = "title"
+    """Column of a table that holds a caption."""
     labels: bool = False
     """The data is labelled (`cls` members, or a folder for each class), captions are not required."""
 
@@ -80,7 +84,7 @@ def inspect(
         facts = inspect_model.facts(Path(path))
         render = inspect_model.render
     else:
-        facts = inspect_data.facts(path, show=not as_json, **asdict(options))
+        facts = inspect_data.facts(path, options, show=not as_json)
         render = inspect_data.render
     if as_json:
         print(json.dumps(facts, indent=2))

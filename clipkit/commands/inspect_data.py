@@ -10,6 +10,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from clipkit.commands.inspect import InspectOptions
 from clipkit.console import progress
 from clipkit.data.preflight import examine
 from clipkit.data.samples import SampleKeys
@@ -18,43 +19,38 @@ from clipkit.data.sources import open_sources
 _BAR_WIDTH = 40
 
 
-def facts(
-    path: str,
-    *,
-    model: str | None,
-    context_length: int | None,
-    sample: int,
-    ranks: int,
-    workers: int,
-    image_keys: tuple[str, ...],
-    caption_keys: tuple[str, ...],
-    labels: bool,
-    show: bool,
-) -> dict[str, Any]:
-    """Examine the data at `path`; see `InspectOptions` for the arguments."""
-    keys = SampleKeys(image=image_keys, caption=caption_keys, require=("label",) if labels else ("caption",))
+def facts(path: str, options: InspectOptions, *, show: bool) -> dict[str, Any]:
+    """Examine the data at `path`; with `show`, a bar tells how far it is."""
+    keys = SampleKeys(
+        image=options.image_keys,
+        caption=options.caption_keys,
+        require=("label",) if options.labels else ("caption",),
+        image_column=options.image_column,
+        caption_column=options.caption_column,
+    )
     source = open_sources({Path(path).name or path: path}, keys, show=show)[0]
-    tokenizer, model_length = _tokenizer(model)
-    total = min(len(source), sample or len(source))
+    tokenizer, model_length = _tokenizer(options.model)
+    total = min(len(source), options.sample or len(source))
     with progress("read samples", total, show=show and total > 0) as meter:
         found = examine(
             source,
             tokenizer=tokenizer,
-            context_length=context_length or model_length,
-            num_samples=sample,
+            context_length=options.context_length or model_length,
+            num_samples=options.sample,
             on_read=lambda: meter.advance(),
         )
     rate = found.decode_images_per_second
-    num_readers = ranks * workers
     return {
         "path": path,
         "usable": found.num_read > found.num_unusable,
         **found.as_json(),
         "classes": len(source.classnames) if source.classnames else None,
-        "ranks": ranks,
-        "workers_per_rank": workers,
-        "decode_images_per_second_all_workers": rate * max(1, workers) * ranks if rate else None,
-        "fewer_shards_than_workers": found.num_shards < num_readers,
+        "ranks": options.ranks,
+        "workers_per_rank": options.workers,
+        "decode_images_per_second_all_workers": (
+            rate * max(1, options.workers) * options.ranks if rate else None
+        ),
+        "fewer_shards_than_workers": found.num_shards < options.ranks * options.workers,
     }
 
 

@@ -113,6 +113,16 @@ class TrainLoader:
         self._skips.load_state(state)
 
 
+def sample_keys(config: DataConfig) -> SampleKeys:
+    """Names of the parts of a sample, in shards and in tables."""
+    return SampleKeys(
+        image=config.image_keys,
+        caption=config.caption_keys,
+        image_column=config.image_column,
+        caption_column=config.caption_column,
+    )
+
+
 def build_train_loader(
     config: DataConfig, *, model: DualEncoder, seed: int, start_step: int = 0
 ) -> TrainLoader:
@@ -128,7 +138,7 @@ def build_train_loader(
         ValueError: a location or source that cannot be used, or an epoch smaller than one batch.
         FileNotFoundError: a location that matches nothing.
     """
-    keys = SampleKeys(image=config.image_keys, caption=config.caption_keys)
+    keys = sample_keys(config)
     plan = BatchPlan(
         batch_size_per_rank=config.batch_size_per_rank,
         rank=distributed.rank(),
