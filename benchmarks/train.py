@@ -233,7 +233,8 @@ def main() -> None:
     body = (
         "fp32, 2 threads, 1 loader worker, AdamW, softmax loss; random resized crops (0.9, 1) of JPEG photos "
         "(coco: long side 320; flickr8k: 112 px), one caption each. Rates skip each run's first report of "
-        f"{STEPS_PER_REPORT} steps. open_clip runs with the {PEER_WEBDATASET} that its training extra asks for. "
+        f"{STEPS_PER_REPORT} steps. open_clip runs with the {PEER_WEBDATASET} that its training extra asks "
+        "for. "
         f"Median of {arguments.repeats} interleaved runs, ratio with its range.\n\n"
         "| setting | clipkit images/s | open_clip images/s | ratio "
         "| clipkit peak GiB | open_clip peak GiB |\n"
