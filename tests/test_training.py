@@ -436,3 +436,4 @@ def test_bad_input_is_one_line(
     if status:
         assert complaint in error
         assert error.count("\n") == 1, error
+        assert not (tmp_path / "run").exists()

@@ -95,7 +95,7 @@ def train(config: TrainConfig) -> int:
     """
     with process_group() as device, Interrupt() as interrupt:
         torch.manual_seed(config.seed)
-        latest = run_dir.prepare(config)
+        latest = run_dir.find_checkpoint(config)
         run, rng = start(config, device, latest, interrupt)
         try:
             is_finished = fit(run, rng)
@@ -122,10 +122,12 @@ def start(
         loader.load_skip_state(state["skipped"])
         run_dir.check_same_data(loader.fingerprint, state["data"], latest)
     best = state.get("best", {})
+    evaluations = open_evaluations(config)
+    run_dir.create(config)
     run = Run(
         trainer=trainer,
         loader=loader,
-        evaluations=open_evaluations(config),
+        evaluations=evaluations,
         checkpointer=Checkpointer(
             config.output / run_dir.CHECKPOINTS_NAME,
             config.checkpoint,

@@ -21,8 +21,8 @@ _FREE_TO_CHANGE = {"output", "resume", "checkpoint", "log", "eval", "data.num_wo
 """Settings that leave the steps already taken as they are: bookkeeping, and the length of the run."""
 
 
-def prepare(config: TrainConfig) -> Path | None:
-    """Make the run directory and find the checkpoint to continue from.
+def find_checkpoint(config: TrainConfig) -> Path | None:
+    """The checkpoint to continue from; nothing is written yet.
 
     Returns:
         The latest checkpoint if `config.resume` is `auto` and there is one.
@@ -37,12 +37,16 @@ def prepare(config: TrainConfig) -> Path | None:
         )
     if latest is not None:
         _check_same_run(config, checkpoint.read_state(latest), latest)
+    return latest
+
+
+def create(config: TrainConfig) -> None:
+    """Make the run directory with its configuration, once model and data have proved usable."""
     distributed.barrier()
     if distributed.rank() == 0:
         config.output.mkdir(parents=True, exist_ok=True)
         checkpoint.remove_leftovers(config.output / CHECKPOINTS_NAME)
         _write_config(config)
-    return latest
 
 
 def _write_config(config: TrainConfig) -> None:
