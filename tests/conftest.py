@@ -6,8 +6,16 @@ import pytest
 from rank_pool import RankPool
 
 
+@pytest.fixture(scope="session", autouse=True)
+def private_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Tests, and the processes they start, leave nothing in the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
-def ranks() -> Iterator[RankPool]:
+def ranks(private_cache: None) -> Iterator[RankPool]:
     pool = RankPool()
     yield pool
     pool.close()

@@ -25,11 +25,6 @@ from clipkit.data.sources import open_source
 JPEG = encode(photo(0))
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
 def keys_of(source):
     return [source.read(index).key for index in range(len(source))]
 

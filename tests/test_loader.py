@@ -27,11 +27,6 @@ from clipkit.data.samples import SampleKeys
 from clipkit.data.sources import open_source
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
 @pytest.fixture
 def good(tmp_path):
     return open_source("good", write_good(tmp_path / "good"))  # 60 samples
