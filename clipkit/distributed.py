@@ -1,4 +1,4 @@
-"""Ranks and the two collectives that the losses need, with the gradients that data parallelism expects.
+"""Ranks, groups of ranks, and the collectives that do not carry gradients.
 
 Without an initialised process group everything here is the identity of a world of one, so that a loss
 reads the same on a laptop and on a cluster.
@@ -7,13 +7,20 @@ reads the same on a laptop and on a cluster.
 from __future__ import annotations
 
 import os
-from typing import Any
+from collections.abc import Sequence
+from typing import Final, Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-Group = dist.ProcessGroup | None
+LOCAL: Final = "local"
+"""The group of this rank alone."""
+
+Group = dist.ProcessGroup | Literal["local"] | None
+"""Ranks that work together: a process group, `LOCAL`, or None for the world."""
+
+Scope = Literal["world", "group", "local"]
 
 
 def is_distributed() -> bool:
@@ -23,12 +30,12 @@ def is_distributed() -> bool:
 
 def rank(group: Group = None) -> int:
     """This process's rank in `group` (default: the world)."""
-    return dist.get_rank(group) if is_distributed() else 0
+    return dist.get_rank(group) if is_distributed() and not isinstance(group, str) else 0
 
 
 def world_size(group: Group = None) -> int:
     """Number of ranks in `group` (default: the world)."""
-    return dist.get_world_size(group) if is_distributed() else 1
+    return dist.get_world_size(group) if is_distributed() and not isinstance(group, str) else 1
 
 
 def local_rank() -> int:
@@ -36,51 +43,121 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
-class _AllGather(torch.autograd.Function):
-    """Concatenate every rank's rows; backward sums the gradients that all ranks have for our rows."""
-
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor, group: Group) -> Tensor:
-        ctx.group = group
-        gathered = rows.new_empty(world_size(group) * rows.shape[0], *rows.shape[1:])
-        dist.all_gather(list(gathered.chunk(world_size(group))), rows.contiguous(), group=group)
-        return gathered
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        blocks = list(grad.contiguous().chunk(world_size(ctx.group)))
-        own = torch.empty_like(blocks[0])
-        dist.reduce_scatter(own, blocks, op=dist.ReduceOp.SUM, group=ctx.group)
-        return own, None
+def ranks_per_node() -> int:
+    """Number of ranks on this machine, as torchrun sets it; all of them where it does not."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))
 
 
-def all_gather_with_grad(rows: Tensor, group: Group = None) -> Tensor:
-    """Rows of all ranks in rank order, differentiable.
-
-    The backward is a reduce-scatter *sum*. With a loss that is the mean over local rows, the mean of the
-    parameter gradients over ranks (what DistributedDataParallel and FSDP take) is then exactly the gradient
-    of the mean over all rows.
+def make_group(scope: Scope, group_size: int | None = None) -> Group:
+    """The ranks whose pairs are each other's negatives. Collective: all ranks call it together, once.
 
     Args:
-        rows: (N, ...), the same shape on every rank.
-        group: ranks to gather over; None is the world.
+        scope: `world`, `local`, or `group` for `group_size` consecutive ranks, which torchrun places on as
+            few machines as possible.
+        group_size: ranks of a group; only for `group`.
 
-    Returns:
-        (W * N, ...); `rows` itself in a world of one.
+    Raises:
+        ValueError: `group_size` is missing, or the ranks cannot be divided into such groups.
     """
-    if world_size(group) == 1:
-        return rows
-    gathered: Tensor = _AllGather.apply(rows, group)
-    return gathered
+    if scope == "world":
+        return None
+    if scope == "local":
+        return LOCAL
+    num_ranks = world_size()
+    if group_size is None or group_size < 1 or num_ranks % group_size:
+        raise ValueError(
+            "a group must have a size that divides the number of ranks, got "
+            f"{group_size} of {num_ranks} ranks"
+        )
+    if group_size == num_ranks:
+        return None
+    if group_size == 1:
+        return LOCAL
+    group, _ = dist.new_subgroups(group_size)
+    assert isinstance(group, dist.ProcessGroup)
+    return group
 
 
 def all_reduce_mean(value: Tensor, group: Group = None) -> Tensor:
     """Mean of a detached tensor over ranks; used for reporting, never for gradients."""
+    return all_reduce_sum(value, group) / world_size(group)
+
+
+def all_reduce_sum(value: Tensor, group: Group = None) -> Tensor:
+    """Sum of a detached tensor over ranks, as a new tensor."""
+    return _all_reduce(value, dist.ReduceOp.SUM, group)
+
+
+def all_reduce_max(value: Tensor, group: Group = None) -> Tensor:
+    """Largest of a detached tensor over ranks, element by element, as a new tensor."""
+    return _all_reduce(value, dist.ReduceOp.MAX, group)
+
+
+def _all_reduce(value: Tensor, op: dist.ReduceOp.RedOpType, group: Group) -> Tensor:
     value = value.detach().clone()
-    if world_size(group) > 1:
-        dist.all_reduce(value, op=dist.ReduceOp.SUM, group=group)
-        value /= world_size(group)
+    if not isinstance(group, str) and world_size(group) > 1:
+        dist.all_reduce(value, op=op, group=group)
     return value
+
+
+def gather_counts(num_rows: int, device: torch.device, group: Group = None) -> tuple[int, ...]:
+    """Number of rows of every rank, in rank order. Waits for the device."""
+    if isinstance(group, str) or world_size(group) == 1:
+        return (num_rows,)
+    counts = [torch.zeros((), dtype=torch.int64, device=device) for _ in range(world_size(group))]
+    dist.all_gather(counts, torch.tensor(num_rows, device=device), group=group)
+    return tuple(int(count) for count in counts)
+
+
+def gather_rows(rows: Tensor, counts: Sequence[int], group: Group = None) -> Tensor:
+    """Concatenate the rows of all ranks in rank order, without gradient.
+
+    Args:
+        rows: (counts[rank], ...); the trailing shape and the dtype are the same on every rank.
+        counts: number of rows of every rank.
+        group: ranks to gather over; None is the world.
+
+    Returns:
+        (sum of counts, ...), the same on every rank.
+    """
+    if isinstance(group, str) or world_size(group) == 1:
+        return rows
+    longest = max(counts)
+    gathered = rows.new_empty(len(counts) * longest, *rows.shape[1:])
+    blocks = gathered.view(len(counts), longest, *rows.shape[1:]).unbind()
+    dist.all_gather(list(blocks), pad_rows(rows, longest), group=group)
+    if min(counts) == longest:
+        return gathered
+    return torch.cat([block[:count] for block, count in zip(blocks, counts, strict=True)])
+
+
+def sum_to_owners(rows: Tensor, counts: Sequence[int], group: Group = None) -> Tensor:
+    """Add up what all ranks have for everyone's rows; each rank gets its own rows of the sum.
+
+    Args:
+        rows: (sum of counts, ...), in rank order.
+        counts: number of rows of every rank.
+        group: ranks to sum over; None is the world.
+
+    Returns:
+        (counts[rank], ...).
+    """
+    if isinstance(group, str) or world_size(group) == 1:
+        return rows
+    longest = max(counts)
+    blocks = [pad_rows(block, longest) for block in torch.split(rows, list(counts))]
+    own = torch.empty_like(blocks[0])
+    dist.reduce_scatter(own, blocks, op=dist.ReduceOp.SUM, group=group)
+    return own[: counts[rank(group)]]
+
+
+def pad_rows(rows: Tensor, num_rows: int) -> Tensor:
+    """Contiguous rows, with zero rows appended up to `num_rows`."""
+    if rows.shape[0] == num_rows:
+        return rows.contiguous()
+    padded = rows.new_zeros(num_rows, *rows.shape[1:])
+    padded[: rows.shape[0]] = rows
+    return padded
 
 
 def all_gather_rows(rows: Tensor) -> Tensor:
@@ -92,16 +169,7 @@ def all_gather_rows(rows: Tensor) -> Tensor:
     Returns:
         (sum of N_rank, ...) on every rank.
     """
-    if not is_distributed():
-        return rows
-    sizes = [torch.zeros((), dtype=torch.int64, device=rows.device) for _ in range(world_size())]
-    dist.all_gather(sizes, torch.tensor(rows.shape[0], device=rows.device))
-    longest = int(max(sizes))
-    padded = rows.new_zeros(longest, *rows.shape[1:])
-    padded[: rows.shape[0]] = rows
-    blocks = [torch.empty_like(padded) for _ in sizes]
-    dist.all_gather(blocks, padded)
-    return torch.cat([block[: int(size)] for block, size in zip(blocks, sizes, strict=True)])
+    return gather_rows(rows, gather_counts(rows.shape[0], rows.device))
 
 
 def barrier() -> None:

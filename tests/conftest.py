@@ -1,9 +1,15 @@
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
+import torch
 from rank_pool import RankPool
+
+if not torch.cuda.is_available():
+    # Before anything imports triton, here or in a rank: its kernels then run on the CPU.
+    os.environ["TRITON_INTERPRET"] = "1"
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,80 +1,312 @@
 from __future__ import annotations
 
+import functools
 import math
+from itertools import accumulate
 
+import loss_jobs
+import loss_oracle
+import numpy as np
 import pytest
-import rank_jobs
 import torch
 import torch.nn.functional as F
-from open_clip.loss import ClipLoss, SigLipLoss
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from rank_pool import RankPool
 
-from clipkit.losses import clip_loss, siglip_loss
+from clipkit import distributed
+from clipkit.losses import Pairs, clip_loss, siglip_loss
+from clipkit.losses.kernels import choose_kernel
+from clipkit.losses.kernels.torch_tiles import TorchTiles
+from clipkit.losses.kernels.triton_tiles import TritonTiles
+
+CASES = list(loss_oracle.cases())
+SCOPES = [(1, "world"), (2, "world"), (2, "local"), (4, "world"), (4, "group"), (4, "local")]
 
 
 def _unit(n: int, d: int, seed: int) -> torch.Tensor:
     return F.normalize(torch.randn(n, d, generator=torch.Generator().manual_seed(seed)), dim=-1)
 
 
+def _siglip(image: torch.Tensor, text: torch.Tensor, scale: torch.Tensor, **settings) -> torch.Tensor:  # type: ignore[no-untyped-def]
+    return siglip_loss(image, text, scale, scale.new_tensor(-1.0), **settings)
+
+
+@pytest.fixture
+def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    for owner, name in ((TorchTiles, "tile_size"), (TritonTiles, "tile_size"), (TritonTiles, "block")):
+        monkeypatch.setattr(owner, name, getattr(owner, name))
+    loss_jobs.small_tiles()
+
+
+@functools.cache
+def _computed(ranks: RankPool, world_size: int, objective: str, scope: str):  # type: ignore[no-untyped-def]
+    return ranks.run(world_size, loss_jobs.all_gradients, objective, scope)
+
+
+@functools.cache
+def _expected(world_size: int, objective: str, scope: str, name: str) -> dict[str, torch.Tensor]:
+    case = loss_oracle.cases()[name]
+    groups = loss_jobs.groups_of(scope, world_size, case.counts(world_size))
+    return loss_oracle.objective(objective, case, groups)
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("exchange", loss_jobs.EXCHANGES)
+@pytest.mark.parametrize("kernel", loss_jobs.KERNELS)
+@pytest.mark.parametrize(("world_size", "scope"), SCOPES)
+@pytest.mark.parametrize("objective", ["softmax", "sigmoid"])
+def test_gradients_equal_those_of_one_process_in_double_precision(
+    ranks: RankPool, objective: str, world_size: int, scope: str, kernel: str, exchange: str, name: str
+) -> None:
+    expected = _expected(world_size, objective, scope, name)
+    # A rank without pairs is a group without a loss; the mean over ranks counts it all the same.
+    counts = loss_oracle.cases()[name].counts(world_size)
+    share = 1.0 if scope != "local" else sum(count > 0 for count in counts) / world_size
+    for result in _computed(ranks, world_size, objective, scope):
+        computed = result[kernel, exchange, name]
+        assert computed.keys() == expected.keys()
+        for key, value in expected.items():
+            difference = np.linalg.norm(computed[key] - share * value.numpy())
+            assert difference <= 1e-5 * share * float(value.norm()), key
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("objective", ["softmax", "sigmoid"])
+def test_equal_to_open_clip(ranks: RankPool, objective: str, world_size: int) -> None:
+    results = ranks.run(world_size, loss_jobs.against_open_clip, objective)
+    for theirs, ours in results:
+        for expected, computed in zip(theirs[:3], ours[:3], strict=True):
+            np.testing.assert_allclose(computed, expected, rtol=1e-12, atol=1e-12)
+    # Those of the scalars are compared after the mean over ranks, which is all that they are used for.
+    for scalar in range(3, len(results[0][0])):
+        expected, computed = (np.mean([result[who][scalar] for result in results]) for who in (0, 1))
+        np.testing.assert_allclose(computed, expected, rtol=1e-12)
+
+
 def test_clip_loss_by_hand() -> None:
     eye = torch.eye(2)
-    assert float(clip_loss(eye, eye, torch.tensor(1.0))) == pytest.approx(math.log1p(math.exp(-1)))
+    for kernel in loss_jobs.KERNELS:
+        value = float(clip_loss(eye, eye, torch.tensor(1.0), kernel=kernel))
+        assert value == pytest.approx(math.log1p(math.exp(-1)))
 
 
 def test_siglip_loss_by_hand() -> None:
     # Per image one positive at logit 3 - 1 and one negative at -1.
     expected = math.log1p(math.exp(-2)) + math.log1p(math.exp(-1))
     eye = torch.eye(2)
-    assert float(siglip_loss(eye, eye, torch.tensor(3.0), torch.tensor(-1.0))) == pytest.approx(expected)
+    for kernel in loss_jobs.KERNELS:
+        value = float(siglip_loss(eye, eye, torch.tensor(3.0), torch.tensor(-1.0), kernel=kernel))
+        assert value == pytest.approx(expected)
 
 
-def test_equal_to_open_clip() -> None:
-    image, text = _unit(9, 8, 0), _unit(9, 8, 1)
-    scale, bias = torch.tensor(7.0), torch.tensor(-3.0)
-    torch.testing.assert_close(clip_loss(image, text, scale), ClipLoss()(image, text, scale))
-    torch.testing.assert_close(
-        siglip_loss(image, text, scale, bias), SigLipLoss()(image, text, scale, logit_bias=bias)
-    )
+def test_two_captions_of_one_image_by_hand() -> None:
+    # Rows 0 and 1 are one image with two captions, row 2 another; all logits are 0 or 1.
+    image = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    pairs = Pairs(positive_keys=torch.tensor([7, 7, 8]))
+    of_first = math.log(2 * math.e + 1) - 1
+    of_last = math.log(2 + math.e) - 1
+    value = float(clip_loss(image, image, torch.tensor(1.0), pairs=pairs))
+    assert value == pytest.approx((2 * of_first + of_last) / 3)
 
 
-@pytest.mark.parametrize("loss", [clip_loss, lambda i, t, s: siglip_loss(i, t, s, torch.tensor(-1.0))])
-def test_pairs_may_come_in_any_order(loss) -> None:  # type: ignore[no-untyped-def]
+@pytest.mark.parametrize("loss", [clip_loss, _siglip])
+@pytest.mark.parametrize("kernel", loss_jobs.KERNELS)
+def test_pairs_may_come_in_any_order(small_tiles: None, loss, kernel: str) -> None:  # type: ignore[no-untyped-def]
+    image, text, scale = _unit(20, 4, 0), _unit(20, 4, 1), torch.tensor(5.0)
+    order = torch.randperm(20, generator=torch.Generator().manual_seed(2))
+    in_order = loss(image, text, scale, kernel=kernel)
+    torch.testing.assert_close(loss(image[order], text[order], scale, kernel=kernel), in_order)
+
+
+@pytest.mark.parametrize("loss", [clip_loss, _siglip])
+def test_towers_may_be_exchanged(loss) -> None:  # type: ignore[no-untyped-def]
     image, text, scale = _unit(6, 4, 0), _unit(6, 4, 1), torch.tensor(5.0)
-    order = torch.randperm(6, generator=torch.Generator().manual_seed(2))
-    torch.testing.assert_close(loss(image, text, scale), loss(image[order], text[order], scale))
+    torch.testing.assert_close(loss(image, text, scale), loss(text, image, scale))
 
 
-def test_clip_loss_is_symmetric() -> None:
-    image, text, scale = _unit(6, 4, 0), _unit(6, 4, 1), torch.tensor(5.0)
-    torch.testing.assert_close(clip_loss(image, text, scale), clip_loss(text, image, scale))
-
-
-def test_bf16_features_are_scored_in_fp32() -> None:
-    image, text = _unit(64, 32, 0).bfloat16(), _unit(64, 32, 1).bfloat16()
-    scale = torch.tensor(100.0)
-    exact = clip_loss(image.double(), text.double(), scale.double())
+@pytest.mark.parametrize("kernel", loss_jobs.KERNELS)
+@pytest.mark.parametrize("loss", [clip_loss, _siglip])
+def test_half_precision_features_are_scored_in_fp32(small_tiles: None, loss, kernel: str) -> None:  # type: ignore[no-untyped-def]
+    image, text = (_unit(40, 32, seed).bfloat16().requires_grad_() for seed in (0, 1))
+    exact_image, exact_text = (x.detach().double().requires_grad_() for x in (image, text))
+    exact = loss(exact_image, exact_text, torch.tensor(100.0, dtype=torch.float64))
+    exact.backward()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        value = clip_loss(image, text, scale)
+        value = loss(image, text, torch.tensor(100.0), kernel=kernel)
+    value.backward()
     assert value.dtype == torch.float32
-    assert float(value) == pytest.approx(float(exact), rel=1e-5)
+    assert float(value.detach()) == pytest.approx(float(exact.detach()), rel=1e-5)
+    for half, expected in ((image, exact_image), (text, exact_text)):
+        assert half.grad.dtype == torch.bfloat16
+        assert (half.grad.double() - expected.grad).norm() < 1e-2 * expected.grad.norm()
 
 
-@pytest.mark.parametrize("loss", [clip_loss, lambda i, t, s: siglip_loss(i, t, s, s)])
+@settings(max_examples=25, deadline=None)
+@given(
+    num_pairs=st.integers(1, 40),
+    embed_dim=st.integers(1, 20),
+    tile_size=st.integers(1, 48),
+    kernel=st.sampled_from(["tiled", "triton"]),
+    loss=st.sampled_from([clip_loss, _siglip]),
+)
+def test_any_shape(num_pairs: int, embed_dim: int, tile_size: int, kernel: str, loss) -> None:  # type: ignore[no-untyped-def]
+    gradients = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TorchTiles, "tile_size", tile_size)
+        patch.setattr(TritonTiles, "tile_size", tile_size)
+        patch.setattr(TritonTiles, "block", (16, 32, 16))
+        for name in ("dense", kernel):
+            image, text = (_unit(num_pairs, embed_dim, seed).requires_grad_() for seed in (0, 1))
+            scale = torch.tensor(9.0, requires_grad=True)
+            value = loss(image, text, scale, kernel=name)
+            value.backward()
+            gradients.append([value.detach(), image.grad, text.grad, scale.grad])
+    for expected, computed in zip(*gradients, strict=True):
+        torch.testing.assert_close(computed, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("kernel", ["tiled", "triton"])
+@pytest.mark.parametrize("loss", [clip_loss, _siglip])
+def test_nearly_identical_features_at_the_largest_scale(loss, kernel: str) -> None:  # type: ignore[no-untyped-def]
+    num_pairs = 16_384 if kernel == "tiled" else 512
+    generator = torch.Generator().manual_seed(0)
+    image = 1e-3 * torch.randn(num_pairs, 4, generator=generator)
+    image = F.normalize(image + torch.tensor([1.0, 0.0, 0.0, 0.0]), dim=-1)
+    leaves = [
+        image.clone().requires_grad_(),
+        (-image).requires_grad_(),
+        torch.tensor(100.0, requires_grad=True),
+    ]
+    for text_sign in (1, -1):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            halves = [leaves[0].bfloat16(), (text_sign * leaves[1]).bfloat16()]
+            value = loss(*halves, leaves[2], kernel=kernel)
+        value.backward()
+        assert value.isfinite()
+        assert all(leaf.grad.isfinite().all() for leaf in leaves)
+        if loss is clip_loss:
+            assert float(value.detach()) == pytest.approx(math.log(num_pairs), rel=0.05)
+
+
+@pytest.mark.parametrize("embed_dim", [8, 64])
+@pytest.mark.parametrize("objective", ["softmax", "sigmoid"])
+def test_tiles_keep_few_bytes_for_the_backward(objective: str, embed_dim: int) -> None:
+    num_pairs, kept = 512, {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        kept[len(kept)] = tensor.numel() * tensor.element_size()
+        return tensor
+
+    image, text = (_unit(num_pairs, embed_dim, seed).requires_grad_() for seed in (0, 1))
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss = clip_loss if objective == "softmax" else _siglip
+        value = loss(image, text, torch.tensor(9.0, requires_grad=True), kernel="tiled")
+    assert 0 < sum(kept.values()) <= (4 * num_pairs * embed_dim + 4 * num_pairs) * 4
+    value.backward()
+
+
+@pytest.mark.parametrize("exchange", loss_jobs.EXCHANGES)
+@pytest.mark.parametrize("kernel", ["dense", "tiled"])
+def test_a_softmax_loss_may_count_differently_on_each_rank(
+    ranks: RankPool, kernel: str, exchange: str
+) -> None:
+    case = loss_oracle.cases()["plain"]
+    image, text = case.image.double().requires_grad_(), case.text.double().requires_grad_()
+    logits = case.scale * image @ text.T
+    per_pair = -(logits.log_softmax(1).diagonal() + logits.log_softmax(0).diagonal()) / 2
+    ((per_pair.view(2, -1).mean(1)) * torch.tensor([1.0, 2.0])).sum().backward()
+    for result in ranks.run(2, loss_jobs.loss_times_rank, "softmax", kernel, exchange):
+        for computed, expected in zip(result, (image.grad, text.grad), strict=True):
+            np.testing.assert_allclose(computed, expected.numpy(), rtol=1e-9, atol=1e-12)
+
+
+def test_a_tiled_sigmoid_loss_must_not(ranks: RankPool) -> None:
+    with pytest.raises(AssertionError, match="must count alike on all ranks, got factors from 1 to 2"):
+        ranks.run(2, loss_jobs.loss_times_rank, "sigmoid", "tiled", "gather")
+
+
+@pytest.mark.parametrize("loss", [clip_loss, _siglip])
+def test_a_locked_tower_gets_no_gradient(loss) -> None:  # type: ignore[no-untyped-def]
+    for locked in (0, 1):
+        gradients = []
+        for kernel in ("dense", "tiled"):
+            features = [_unit(12, 4, 0), _unit(12, 4, 1)]
+            features[1 - locked].requires_grad_()
+            scale = torch.tensor(3.0, requires_grad=True)
+            loss(*features, scale, kernel=kernel).backward()
+            assert features[locked].grad is None
+            gradients.append([features[1 - locked].grad, scale.grad])
+        for expected, computed in zip(*gradients, strict=True):
+            torch.testing.assert_close(computed, expected, rtol=1e-5, atol=1e-7)
+
+
+def test_a_batch_without_weight_has_no_loss() -> None:
+    image, text = _unit(4, 8, 0).requires_grad_(), _unit(4, 8, 1)
+    for loss in (clip_loss, _siglip):
+        value = loss(image, text, torch.tensor(5.0), pairs=Pairs(weights=torch.zeros(4)), kernel="tiled")
+        value.backward()
+        assert float(value.detach()) == 0
+        assert not image.grad.any()
+
+
+@pytest.mark.parametrize("loss", [clip_loss, _siglip])
 def test_refuses_features_that_do_not_pair_up(loss) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(ValueError, match=r"\(4, 8\) and \(5, 8\)"):
         loss(_unit(4, 8, 0), _unit(5, 8, 1), torch.tensor(1.0))
+    with pytest.raises(ValueError, match=r"\(4, 8\) and \(4, 9\)"):
+        loss(_unit(4, 8, 0), _unit(4, 9, 1), torch.tensor(1.0))
+    with pytest.raises(ValueError, match=r"float32 and torch\.bfloat16"):
+        loss(_unit(4, 8, 0), _unit(4, 8, 1).bfloat16(), torch.tensor(1.0))
 
 
-@pytest.mark.parametrize("num_chunks", [1, 2, 4])
-@pytest.mark.parametrize("world_size", [1, 2, 4])
-@pytest.mark.parametrize("objective", ["softmax", "sigmoid"])
-def test_gradients_equal_the_single_process_ones(
-    ranks: RankPool, objective: str, world_size: int, num_chunks: int
-) -> None:
-    loss, expected = rank_jobs.gradients(objective, 1)
-    results = ranks.run(world_size, rank_jobs.gradients, objective, num_chunks)
-    for mean_loss, gradients in results:
-        assert mean_loss == pytest.approx(loss, rel=1e-5)
-        assert gradients.keys() == expected.keys()
-        for name, gradient in gradients.items():
-            torch.testing.assert_close(gradient, expected[name], rtol=1e-5, atol=1e-7, msg=name)
+@pytest.mark.parametrize(
+    ("pairs", "message"),
+    [
+        (Pairs(positive_keys=torch.zeros(3)), r"pairs.positive_keys must be \(4,\), got \(3,\)"),
+        (Pairs(ignored=torch.zeros(4, 5)), r"pairs.ignored must be \(4, 4\), got \(4, 5\)"),
+        (Pairs(weights=torch.ones(4, 1)), r"pairs.weights must be \(4,\), got \(4, 1\)"),
+        (Pairs(negative_text_features=torch.ones(4, 2, 7)), r"must be \(4, K, 8\), got \(4, 2, 7\)"),
+        (Pairs(row_counts=(3,)), r"4 for rank 0, got \(3,\)"),
+    ],
+)
+def test_refuses_what_does_not_fit_the_batch(pairs: Pairs, message: str) -> None:
+    for loss in (clip_loss, _siglip):
+        with pytest.raises(ValueError, match=message):
+            loss(_unit(4, 8, 0), _unit(4, 8, 1), torch.tensor(1.0), pairs=pairs)
+
+
+def test_refuses_settings_out_of_range() -> None:
+    image, text, scale = _unit(4, 8, 0), _unit(4, 8, 1), torch.tensor(1.0)
+    with pytest.raises(ValueError, match=r"label_smoothing must be in \[0, 1\), got 1.0"):
+        clip_loss(image, text, scale, label_smoothing=1.0)
+    with pytest.raises(ValueError, match="unknown kernel 'fast'; choose from auto, dense, tiled, triton"):
+        clip_loss(image, text, scale, kernel="fast")
+    with pytest.raises(ValueError, match="unknown exchange 'tree'; choose from gather, ring"):
+        clip_loss(image, text, scale, exchange="tree")
+    with pytest.raises(ValueError, match=r"got torch.float64; use 'tiled' or 'auto'"):
+        clip_loss(image.double(), text.double(), scale.double(), kernel="triton")
+
+
+def test_refuses_a_kernel_that_the_device_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("triton.knobs.runtime.interpret", False)
+    with pytest.raises(
+        ValueError, match="kernel 'triton' needs a CUDA device, got features on cpu; use 'tiled'"
+    ):
+        clip_loss(_unit(4, 8, 0), _unit(4, 8, 1), torch.tensor(1.0), kernel="triton")
+    cpu = torch.device("cpu")
+    assert choose_kernel("auto", cpu, torch.float32, num_rows=100, num_columns=100) == "dense"
+    assert choose_kernel("auto", cpu, torch.float32, num_rows=4096, num_columns=4096) == "tiled"
+
+
+def test_groups_must_divide_the_ranks(ranks: RankPool) -> None:
+    with pytest.raises(ValueError, match="divides the number of ranks, got 2 of 1 ranks"):
+        distributed.make_group("group", group_size=2)
+    assert distributed.make_group("world") is None
+    with pytest.raises(AssertionError, match="got 3 of 4 ranks"):
+        ranks.run(4, distributed.make_group, "group", 3)
+
+
+def test_counts_are_laid_out_in_rank_order() -> None:
+    assert [0, *accumulate(loss_oracle.UNEVEN[4])][-1] == loss_oracle.NUM_PAIRS
+    assert loss_jobs.groups_of("group", 4, loss_oracle.UNEVEN[4]) == [list(range(9)), list(range(9, 24))]

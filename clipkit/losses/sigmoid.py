@@ -1,4 +1,4 @@
-"""Pairwise sigmoid loss over the global batch (SigLIP)."""
+"""Pairwise sigmoid loss (SigLIP) over the pairs of a group of ranks."""
 
 from __future__ import annotations
 
@@ -6,8 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clipkit.distributed import Group, all_gather_with_grad, rank
-from clipkit.losses.inputs import at_least_fp32, check_paired
+from clipkit.distributed import Group
+from clipkit.exchange import ExchangeName
+from clipkit.losses.dense import sigmoid_sum
+from clipkit.losses.inputs import check_inputs, negative_logits
+from clipkit.losses.kernels import KernelName, choose_kernel, make_kernel
+from clipkit.losses.pairs import Pairs, label_pairs
+from clipkit.losses.tiled import SigmoidSum
 
 
 def siglip_loss(
@@ -16,32 +21,56 @@ def siglip_loss(
     logit_scale: Tensor,
     logit_bias: Tensor,
     *,
+    pairs: Pairs | None = None,
+    label_smoothing: float = 0.0,
     group: Group = None,
+    kernel: KernelName = "auto",
+    exchange: ExchangeName = "gather",
 ) -> Tensor:
     """Binary classification of every image-text pair (SigLIP, arXiv:2303.15343, Algorithm 1).
 
-    Only the text features travel between ranks: nothing is normalised over rows or columns.
+    Every positive pair, on the diagonal or not, is one to be told from all others. The weight of a pair is
+    the mean of the weights of its image and its text. The data-parallel mean of the gradients of this value
+    is the gradient of the single-process loss over all pairs of a group, averaged over groups.
 
     Args:
-        image_features: (N, D), rows L2-normalised, N equal on every rank.
+        image_features: (N, D), rows L2-normalised; any floating dtype, logits are at least fp32.
         text_features: (N, D), rows L2-normalised; row i is the caption of image i.
         logit_scale: scalar > 0, already exponentiated.
         logit_bias: scalar added to every logit.
+        pairs: other positives, left-out pairs, negatives, weights, unequal N; None is a plain batch.
+        label_smoothing: targets 1 and 0 become 1 - `label_smoothing` / 2 and `label_smoothing` / 2.
         group: ranks whose pairs are negatives of each other; None is the world.
+        kernel: `dense` holds all logits, `tiled` and `triton` a tile of them; `auto` picks. With the latter
+            two, gradients are computed in the forward pass.
+        exchange: how text features travel, at once (`gather`) or from neighbour to neighbour (`ring`).
 
     Returns:
-        Scalar in nats: summed over the W N texts, mean over this rank's N images.
+        Scalar in nats: over this rank's images, the mean of the sum over all texts of the group.
 
     Raises:
-        ValueError: the two feature shapes differ.
+        ValueError: the features do not pair up, a setting is out of range, the device cannot run the kernel;
+        in
+            the backward, a factor on this loss that is not the same on all ranks.
     """
-    check_paired(image_features, text_features)
-    all_text_features = at_least_fp32(all_gather_with_grad(text_features, group))
-    num_local = image_features.shape[0]
-    own = torch.arange(num_local, device=image_features.device)
-    with torch.autocast(image_features.device.type, enabled=False):
-        scale, bias = at_least_fp32(logit_scale), at_least_fp32(logit_bias)
-        logits = scale * at_least_fp32(image_features) @ all_text_features.T + bias
-        signs = torch.full_like(logits, -1.0)
-        signs[own, own + rank(group) * num_local] = 1.0
-        return -F.logsigmoid(signs * logits).sum() / num_local
+    pairs = pairs or Pairs()
+    layout = check_inputs(
+        image_features, text_features, pairs, group=group, label_smoothing=label_smoothing, exchange=exchange
+    )
+    num_own, num_all, device = image_features.shape[0], layout.num_rows, image_features.device
+    chosen = choose_kernel(kernel, device, image_features.dtype, num_rows=num_own, num_columns=num_all)
+    with torch.autocast(device.type, enabled=False):
+        dtype = torch.promote_types(image_features.dtype, torch.float32)
+        scale, bias = logit_scale.to(dtype), logit_bias.to(dtype)
+        labels = label_pairs(pairs, layout, scale.detach())
+        features = image_features, text_features, scale, bias
+        if chosen == "dense":
+            loss = sigmoid_sum(*features, labels, layout, exchange, label_smoothing=label_smoothing)
+        else:
+            tile_kernel = make_kernel(chosen)
+            loss = SigmoidSum.apply(*features, labels, layout, tile_kernel, exchange, label_smoothing)
+        if pairs.negative_text_features is not None:
+            extra = negative_logits(image_features, pairs.negative_text_features, scale) + bias
+            losses = -F.logsigmoid(-extra) - label_smoothing / 2 * extra
+            loss = loss + losses.sum(1) @ labels.row_weights * 2
+        return loss

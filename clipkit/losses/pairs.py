@@ -1,0 +1,241 @@
+"""What a loss may know about the pairs of a batch, and the form in which kernels use it, tile by tile."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from clipkit.distributed import all_reduce_sum
+from clipkit.exchange import RowLayout
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pairs:
+    """What is known about a batch of N pairs on this rank beyond "image i goes with text i".
+
+    M is the number of pairs on all ranks of the group, in rank order. Every field is independent of the
+    others.
+    """
+
+    positive_keys: Tensor | None = None
+    """(N,) int64: image i and text j, of any rank, are a positive pair if their keys are equal (several
+    captions of one image, duplicates). None means that only i and i are."""
+    ignored_keys: Tensor | None = None
+    """(N,) int64: image i and text j with equal keys are left out, unless they are a positive pair."""
+    ignored: Tensor | None = None
+    """(N, M) bool: pairs of this rank's image i and text j of the group that are left out, unless
+    positive."""
+    negative_text_features: Tensor | None = None
+    """(N, K, D), rows L2-normalised: K more texts that do not fit image i. They are negatives of image i
+    alone and never leave this rank."""
+    weights: Tensor | None = None
+    """(N,) >= 0: how much a pair counts as an anchor; one with weight 0 is still a negative of the others."""
+    row_counts: Sequence[int] | None = None
+    """Number of pairs of every rank of the group, where they differ: `distributed.gather_counts` tells."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Targets:
+    """The linear part of the softmax loss: its gradient with respect to the logits, apart from the softmax.
+
+    The target of image i and text j is `[positive] * (row_positive[i] + column_positive[j])
+    + [kept] * (row_uniform[i] + column_uniform[j])`.
+    """
+
+    row_positive: Tensor
+    column_positive: Tensor
+    row_uniform: Tensor
+    column_uniform: Tensor
+
+    def tile(self, rows: slice, columns: slice) -> Targets:
+        """The targets of some rows and columns."""
+        return Targets(
+            row_positive=self.row_positive[rows],
+            column_positive=self.column_positive[columns],
+            row_uniform=self.row_uniform[rows],
+            column_uniform=self.column_uniform[columns],
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairLabels:
+    """Labels of a rectangle of pairs: R images (rows) and C texts (columns)."""
+
+    row_weights: Tensor
+    """(R,): the weight of each image's own loss in this rank's loss."""
+    column_weights: Tensor
+    """(C,): the same of each text."""
+    diagonal: int
+    """Without keys, the positive pairs are those of row i and column i + `diagonal`."""
+    row_keys: Tensor | None = None
+    """(R,) int64; rows and columns with equal keys are positive pairs."""
+    column_keys: Tensor | None = None
+    """(C,) int64."""
+    row_ignored_keys: Tensor | None = None
+    """(R,) int64; rows and columns with equal ones are left out."""
+    column_ignored_keys: Tensor | None = None
+    """(C,) int64."""
+    ignored: Tensor | None = None
+    """(R, C) bool."""
+    targets: Targets | None = None
+    """For the softmax loss, unless the positives are on the diagonal and take all of the target."""
+
+    def tile(self, rows: slice, columns: slice) -> PairLabels:
+        """The labels of some rows and columns; both slices have a start."""
+
+        def cut(vector: Tensor | None, part: slice) -> Tensor | None:
+            return None if vector is None else vector[part]
+
+        return PairLabels(
+            row_weights=self.row_weights[rows],
+            column_weights=self.column_weights[columns],
+            diagonal=self.diagonal + rows.start - columns.start,
+            row_keys=cut(self.row_keys, rows),
+            column_keys=cut(self.column_keys, columns),
+            row_ignored_keys=cut(self.row_ignored_keys, rows),
+            column_ignored_keys=cut(self.column_ignored_keys, columns),
+            ignored=None if self.ignored is None else self.ignored[rows, columns],
+            targets=None if self.targets is None else self.targets.tile(rows, columns),
+        )
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(R, C)."""
+        return self.row_weights.shape[0], self.column_weights.shape[0]
+
+    @property
+    def can_be_ignored(self) -> bool:
+        """Whether some pairs may be left out."""
+        return self.ignored is not None or self.row_ignored_keys is not None
+
+    def positive(self) -> Tensor:
+        """(R, C) bool: the positive pairs."""
+        if self.row_keys is not None and self.column_keys is not None:
+            return self.row_keys[:, None] == self.column_keys
+        num_rows, num_columns = self.shape
+        device = self.row_weights.device
+        rows = torch.arange(self.diagonal, self.diagonal + num_rows, device=device)
+        return rows[:, None] == torch.arange(num_columns, device=device)
+
+    def kept(self) -> Tensor | None:
+        """(R, C) bool: the pairs that are not left out; None if that is all of them."""
+        if not self.can_be_ignored:
+            return None
+        kept = torch.ones(self.shape, dtype=torch.bool, device=self.row_weights.device)
+        if self.ignored is not None:
+            kept &= ~self.ignored
+        if self.row_ignored_keys is not None:
+            kept &= self.row_ignored_keys[:, None] != self.column_ignored_keys
+        return kept | self.positive()
+
+    def target_matrix(self) -> Tensor:
+        """(R, C): the targets written out."""
+        assert self.targets is not None
+        t, kept = self.targets, self.kept()
+        uniform = t.row_uniform[:, None] + t.column_uniform
+        if kept is not None:
+            uniform = uniform * kept
+        return uniform + self.positive() * (t.row_positive[:, None] + t.column_positive)
+
+
+def label_pairs(pairs: Pairs, layout: RowLayout, like: Tensor) -> PairLabels:
+    """Labels of this rank's images against the texts of its group, without targets. Collective.
+
+    Weights are scaled such that a loss `sum_i row_weights[i] * loss_i + sum_j column_weights[j] * loss_j`
+    over own rows and columns has as its mean over ranks the weighted mean, over all pairs of the group, of
+    the mean of an image's and its text's loss.
+
+    Args:
+        pairs: what the caller knows.
+        layout: where the pairs are.
+        like: has the device and dtype of the logits.
+
+    Raises:
+        ValueError: a field has the wrong shape.
+    """
+    num_own, num_all = layout.counts[layout.rank], layout.num_rows
+    for name, shape in (
+        ("positive_keys", (num_own,)),
+        ("ignored_keys", (num_own,)),
+        ("weights", (num_own,)),
+        ("ignored", (num_own, num_all)),
+    ):
+        value = getattr(pairs, name)
+        if value is not None and tuple(value.shape) != shape:
+            raise ValueError(f"pairs.{name} must be {shape}, got {tuple(value.shape)}")
+    own = layout.own
+
+    def gathered(keys: Tensor | None) -> Tensor | None:
+        return None if keys is None else layout.gather(keys.to(like.device, torch.int64))
+
+    keys, ignored_keys = gathered(pairs.positive_keys), gathered(pairs.ignored_keys)
+    if pairs.weights is None:
+        weights = like.new_full((num_all,), layout.num_ranks / (2 * max(num_all, 1)))
+    else:
+        weights = layout.gather(pairs.weights.detach().to(like))
+        smallest = torch.finfo(like.dtype).tiny
+        weights = weights * (layout.num_ranks / 2) / weights.sum().clamp(min=smallest)
+    return PairLabels(
+        row_weights=weights[own],
+        column_weights=weights,
+        diagonal=own.start,
+        row_keys=None if keys is None else keys[own],
+        column_keys=keys,
+        row_ignored_keys=None if ignored_keys is None else ignored_keys[own],
+        column_ignored_keys=ignored_keys,
+        ignored=None if pairs.ignored is None else pairs.ignored.to(like.device, torch.bool),
+    )
+
+
+def with_softmax_targets(
+    labels: PairLabels, layout: RowLayout, *, label_smoothing: float, num_extra: int
+) -> PairLabels:
+    """Add targets: `1 - label_smoothing` spread evenly over the positives of a row or column, the rest over
+    all.
+
+    Args:
+        labels: of this rank's images.
+        layout: where the pairs are.
+        label_smoothing: in [0, 1).
+        num_extra: columns that each row has besides, for its own negative texts.
+    """
+    if labels.column_keys is None:
+        share = torch.full_like(labels.column_weights, 1 - label_smoothing)
+    else:
+        _, inverse, counts = torch.unique(labels.column_keys, return_inverse=True, return_counts=True)
+        share = (1 - label_smoothing) / counts[inverse].to(labels.column_weights)
+    row_uniform, column_uniform = (
+        torch.zeros_like(labels.row_weights),
+        torch.zeros_like(labels.column_weights),
+    )
+    if label_smoothing:
+        kept_in_row, kept_in_column = _num_kept(labels, layout)
+        row_uniform = labels.row_weights * label_smoothing / (kept_in_row + num_extra)
+        column_uniform = labels.column_weights * label_smoothing / kept_in_column
+    targets = Targets(
+        row_positive=labels.row_weights * share[layout.own],
+        column_positive=labels.column_weights * share,
+        row_uniform=row_uniform,
+        column_uniform=column_uniform,
+    )
+    return dataclasses.replace(labels, targets=targets)
+
+
+def _num_kept(labels: PairLabels, layout: RowLayout, chunk: int = 1024) -> tuple[Tensor, Tensor]:
+    """How many columns count in each row, and how many rows, of all ranks, in each column."""
+    num_rows, num_columns = labels.shape
+    in_row = torch.full_like(labels.row_weights, num_columns)
+    in_column = torch.full_like(labels.column_weights, num_rows)
+    if labels.can_be_ignored:
+        in_column.zero_()
+        for start in range(0, num_rows, chunk):
+            rows = slice(start, start + chunk)
+            kept = labels.tile(rows, slice(0, None)).kept()
+            assert kept is not None
+            in_row[rows] = kept.sum(1).to(in_row)
+            in_column += kept.sum(0)
+    return in_row, all_reduce_sum(in_column, layout.group)

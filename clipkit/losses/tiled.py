@@ -1,0 +1,233 @@
+"""Contrastive losses whose memory grows with the batch, not with its square: tiles, recomputed in the
+backward.
+
+This rank scores its own images (rows) against the texts (columns) of its group. A tile of logits serves both
+directions: its rows go into the image-to-text sums, its columns into the text-to-image ones, which are then
+    added up over the ranks. So only text features travel, and an exact loss takes 8 N^2 D operations in all
+    (2 for the sums; 2 again, 2 and 2 for the gradients), of which the sigmoid loss, which needs no sums,
+    saves the first.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from clipkit.distributed import all_reduce_max, all_reduce_sum
+from clipkit.exchange import EXCHANGES, ExchangeName, RowLayout
+from clipkit.losses.kernels.tiles import PowerSums, TileKernel, slices
+from clipkit.losses.pairs import PairLabels
+
+LOG2_E = math.log2(math.e)
+
+
+def _tiles(labels: PairLabels, block: slice, size: int) -> Iterator[tuple[slice, slice, PairLabels]]:
+    """Tiles of a block of columns: their rows, their columns within the block, their labels."""
+    for rows in slices(labels.shape[0], size):
+        for columns in slices(block.stop - block.start, size):
+            place = slice(block.start + columns.start, block.start + columns.stop)
+            yield rows, columns, labels.tile(rows, place)
+
+
+class SoftmaxSums(torch.autograd.Function):
+    """Log-sum-exps of the logits over each of this rank's rows and columns, and the sum of target times
+    logit.
+
+    `apply(image_features (N, D), text_features (N, D), logit_scale (), labels, layout, kernel, exchange)`
+    gives (N,), (N,) and (). The scale has the dtype to compute in. Without targets in `labels`, the targets
+    are the weights of rows and columns, on the diagonal.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        image: Tensor,
+        text: Tensor,
+        scale: Tensor,
+        labels: PairLabels,
+        layout: RowLayout,
+        kernel: TileKernel,
+        exchange: ExchangeName,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Visit all tiles once."""
+        row_sums, column_sums = (
+            PowerSums.empty(labels.shape[0], scale),
+            PowerSums.empty(labels.shape[1], scale),
+        )
+        log2_scale, on_target = scale * LOG2_E, torch.zeros_like(scale)
+
+        def visit(block: Tensor, place: slice) -> None:
+            for rows, columns, tile in _tiles(labels, place, kernel.tile_size):
+                of_rows, of_columns, part = kernel.power_sums(image[rows], block[columns], log2_scale, tile)
+                row_sums.part(rows).add_(of_rows)
+                column_sums.part(place).part(columns).add_(of_columns)
+                if part is not None:
+                    on_target.add_(part)
+
+        EXCHANGES[exchange](text, layout, visit)
+        if labels.targets is None:
+            on_target += _diagonal(image, text, scale) @ _diagonal_targets(labels, layout) * LOG2_E
+        column_sums = _over_ranks(column_sums, layout)
+        ctx.labels, ctx.layout, ctx.kernel, ctx.exchange = labels, layout, kernel, exchange
+        ctx.save_for_backward(
+            image, text, scale, row_sums.largest, row_sums.total, column_sums.largest, column_sums.total
+        )
+        own = column_sums.part(layout.own)
+        return row_sums.log2() / LOG2_E, own.log2() / LOG2_E, on_target / LOG2_E
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, row_grad: Tensor, own_column_grad: Tensor, target_grad: Tensor) -> tuple[Any, ...]:
+        """Visit all tiles again."""
+        image, text, scale, *sums = ctx.saved_tensors
+        row_sums, column_sums = PowerSums(*sums[:2]), PowerSums(*sums[2:])
+        labels, layout, kernel = ctx.labels, ctx.layout, ctx.kernel
+        # Each rank has differentiated its own columns; all of their rows are everywhere.
+        column_grad = layout.gather(own_column_grad)
+        image_grad = scale.new_zeros(image.shape)
+        needs_text = ctx.needs_input_grad[1]
+
+        def visit(block: Tensor, place: slice) -> Tensor | None:
+            block_grad = scale.new_zeros(block.shape) if needs_text else None
+            for rows, columns, tile in _tiles(labels, place, kernel.tile_size):
+                gradient = kernel.softmax_gradient(
+                    image[rows],
+                    block[columns],
+                    scale * LOG2_E,
+                    tile,
+                    (row_sums.part(rows), column_sums.part(place).part(columns)),
+                    (row_grad[rows], column_grad[place][columns], target_grad),
+                )
+                kernel.add_product(image_grad[rows], gradient, block[columns])
+                if block_grad is not None:
+                    kernel.add_product(block_grad[columns], gradient.T, image[rows])
+            return block_grad
+
+        text_grad = EXCHANGES[ctx.exchange](text, layout, visit)
+        if labels.targets is None:
+            coefficients = _diagonal_targets(labels, layout) * target_grad
+            _add_scaled(image_grad, text, coefficients)
+            if text_grad is not None:
+                _add_scaled(text_grad, image, coefficients)
+        scale_grad = _scale_gradients(image, image_grad, text_grad, scale)
+        features = [None if g is None else g.to(image.dtype) for g in (image_grad, text_grad)]
+        return *features, scale_grad, None, None, None, None
+
+
+class SigmoidSum(torch.autograd.Function):
+    """Weighted sum over this rank's rows of the losses of all their pairs; its gradient comes in the same
+    pass.
+
+    `apply(image_features (N, D), text_features (N, D), logit_scale (), logit_bias (), labels, layout, kernel,
+    exchange, label_smoothing)` gives (). The gradients, summed over ranks, are ready after the forward pass,
+    so the backward must be given the same factor on every rank.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        image: Tensor,
+        text: Tensor,
+        scale: Tensor,
+        bias: Tensor,
+        labels: PairLabels,
+        layout: RowLayout,
+        kernel: TileKernel,
+        exchange: ExchangeName,
+        label_smoothing: float,
+    ) -> Tensor:
+        """Visit all tiles once."""
+        value, bias_grad = torch.zeros_like(scale), torch.zeros_like(bias)
+        with_gradient, needs_text = any(ctx.needs_input_grad), ctx.needs_input_grad[1]
+        image_grad = scale.new_zeros(image.shape) if with_gradient else None
+
+        def visit(block: Tensor, place: slice) -> Tensor | None:
+            block_grad = scale.new_zeros(block.shape) if needs_text else None
+            for rows, columns, tile in _tiles(labels, place, kernel.tile_size):
+                part, result = kernel.sigmoid(
+                    image[rows],
+                    block[columns],
+                    (scale, bias),
+                    tile,
+                    label_smoothing=label_smoothing,
+                    with_gradient=with_gradient,
+                )
+                value.add_(part)
+                if result is None or image_grad is None:
+                    continue
+                gradient, gradient_sum = result
+                bias_grad.add_(gradient_sum)
+                kernel.add_product(image_grad[rows], gradient, block[columns])
+                if block_grad is not None:
+                    kernel.add_product(block_grad[columns], gradient.T, image[rows])
+            return block_grad
+
+        text_grad = EXCHANGES[exchange](text, layout, visit)
+        if image_grad is not None:
+            scale_grad = _scale_gradients(image, image_grad, text_grad, scale)
+            ctx.layout, ctx.dtype = layout, image.dtype
+            ctx.save_for_backward(image_grad, text_grad, scale_grad, bias_grad)
+        return value
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, value_grad: Tensor) -> tuple[Any, ...]:
+        """Scale the gradients that are there."""
+        _check_same_on_all_ranks(value_grad, ctx.layout)
+        image_grad, text_grad, scale_grad, bias_grad = ctx.saved_tensors
+        features = [None if g is None else (g * value_grad).to(ctx.dtype) for g in (image_grad, text_grad)]
+        return *features, scale_grad * value_grad, bias_grad * value_grad, None, None, None, None, None
+
+
+def _check_same_on_all_ranks(value_grad: Tensor, layout: RowLayout) -> None:
+    if layout.num_ranks > 1:
+        largest, minus_smallest = all_reduce_max(
+            torch.stack([value_grad, -value_grad]), layout.group
+        ).tolist()
+        if largest != -minus_smallest:
+            raise ValueError(
+                "the sigmoid loss must count alike on all ranks, got factors from "
+                f"{-minus_smallest:g} to {largest:g}; give pairs.weights instead"
+            )
+
+
+def _scale_gradients(image: Tensor, image_grad: Tensor, text_grad: Tensor | None, scale: Tensor) -> Tensor:
+    """Turn gradients of unscaled products into those of the features, in place; returns that of the scale."""
+    scale_grad = _diagonal(image, image_grad, torch.ones_like(scale)).sum()
+    image_grad *= scale
+    if text_grad is not None:
+        text_grad *= scale
+    return scale_grad
+
+
+def _over_ranks(sums: PowerSums, layout: RowLayout) -> PowerSums:
+    """Add up the sums of all ranks; the collectives carry two numbers a column."""
+    if layout.num_ranks == 1:
+        return sums
+    largest = all_reduce_max(sums.largest, layout.group)
+    total = all_reduce_sum(sums.total * torch.exp2(sums.largest - largest), layout.group)
+    return PowerSums(largest, total)
+
+
+def _diagonal_targets(labels: PairLabels, layout: RowLayout) -> Tensor:
+    """(N,): targets of the own pairs where all of the target is on the diagonal."""
+    return labels.row_weights + labels.column_weights[layout.own]
+
+
+def _diagonal(left: Tensor, right: Tensor, scale: Tensor) -> Tensor:
+    """(N,): `scale` times the products of rows with their partners, a few at a time for little memory."""
+    products = scale.new_empty(left.shape[0])
+    for rows in slices(left.shape[0], 256):
+        products[rows] = (left[rows].to(scale.dtype) * right[rows].to(scale.dtype)).sum(1)
+    return products * scale
+
+
+def _add_scaled(target: Tensor, rows: Tensor, coefficients: Tensor) -> None:
+    """`target += coefficients[:, None] * rows`, a few rows at a time for little memory."""
+    for some in slices(target.shape[0], 256):
+        target[some].addcmul_(rows[some].to(target.dtype), coefficients[some, None])

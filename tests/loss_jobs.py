@@ -1,0 +1,140 @@
+"""Losses as they run on several ranks, for the tests."""
+
+from __future__ import annotations
+
+import itertools
+from itertools import accumulate
+from typing import Any
+
+import loss_oracle
+import numpy as np
+import torch
+from loss_oracle import Case
+
+from clipkit import distributed
+from clipkit.losses import Pairs, clip_loss, siglip_loss
+from clipkit.losses.kernels.torch_tiles import TorchTiles
+from clipkit.losses.kernels.triton_tiles import TritonTiles
+
+KERNELS = ("dense", "tiled", "triton")
+EXCHANGES = ("gather", "ring")
+GROUP_SIZE = 2
+
+
+def small_tiles() -> None:
+    """Tiles that do not divide the batches of the tests, and blocks that do not divide the tiles."""
+    TorchTiles.tile_size = 7
+    TritonTiles.tile_size = 18
+    TritonTiles.block = (16, 16, 16)
+
+
+def groups_of(scope: str, world_size: int, counts: tuple[int, ...]) -> list[list[int]]:
+    """The pairs of each group, by their place in the global batch."""
+    size = {"world": world_size, "group": GROUP_SIZE, "local": 1}[scope]
+    ends = [0, *accumulate(counts)]
+    bounds = [(ends[first], ends[first + size]) for first in range(0, world_size, size)]
+    return [list(range(*bound)) for bound in bounds if bound[0] < bound[1]]
+
+
+def all_gradients(objective: str, scope: str) -> dict[tuple[str, str, str], dict[str, Any]]:
+    """By kernel, exchange and case: loss and gradients, averaged as data parallelism does."""
+    small_tiles()
+    group = distributed.make_group(scope, group_size=GROUP_SIZE if scope == "group" else None)
+    return {
+        (kernel, exchange, name): _gradients(objective, case, group, kernel, exchange)
+        for (kernel, exchange), (name, case) in itertools.product(
+            itertools.product(KERNELS, EXCHANGES), loss_oracle.cases().items()
+        )
+    }
+
+
+def own_pairs(case: Case, group: distributed.Group) -> tuple[slice, Pairs]:
+    """This rank's place in the global batch, and what it knows of its pairs."""
+    me, world_size = distributed.rank(), distributed.world_size()
+    counts = case.counts(world_size)
+    ends = [0, *accumulate(counts)]
+    own = slice(ends[me], ends[me + 1])
+    size = distributed.world_size(group)
+    first = me - distributed.rank(group)
+    columns = slice(ends[first], ends[first + size])
+
+    def part(tensor: torch.Tensor | None) -> torch.Tensor | None:
+        return None if tensor is None else tensor[own]
+
+    return own, Pairs(
+        positive_keys=part(case.positive_keys),
+        ignored_keys=part(case.ignored_keys),
+        ignored=None if case.ignored is None else case.ignored[own, columns],
+        negative_text_features=part(case.negatives),
+        weights=part(case.weights),
+        row_counts=counts[first : first + size] if case.is_uneven else None,
+    )
+
+
+def _gradients(
+    objective: str, case: Case, group: distributed.Group, kernel: str, exchange: str
+) -> dict[str, Any]:
+    own, pairs = own_pairs(case, group)
+    image, text = (whole[own].clone().requires_grad_() for whole in (case.image, case.text))
+    scale, bias = (torch.tensor(value, requires_grad=True) for value in (case.scale, case.bias))
+    settings = {
+        "pairs": pairs,
+        "label_smoothing": case.label_smoothing,
+        "group": group,
+        "kernel": kernel,
+        "exchange": exchange,
+    }
+    if objective == "softmax":
+        loss = clip_loss(image, text, scale, **settings)
+    else:
+        loss = siglip_loss(image, text, scale, bias, **settings)
+    loss.backward()
+    rows = {"image": image.grad, "text": text.grad}
+    scalars = {"loss": loss, "scale": scale.grad}
+    if objective == "sigmoid":
+        scalars["bias"] = bias.grad
+    world_size = distributed.world_size()
+    return {
+        **{name: distributed.all_gather_rows(grad / world_size).numpy() for name, grad in rows.items()},
+        **{name: distributed.all_reduce_mean(value).numpy() for name, value in scalars.items()},
+    }
+
+
+def against_open_clip(objective: str) -> list[list[np.ndarray]]:
+    """Loss and gradients of the plain batch on this rank: open_clip's, then ours with dense logits."""
+    from open_clip.loss import ClipLoss, SigLipLoss
+
+    case = loss_oracle.cases()["plain"]
+    own, _ = own_pairs(case, None)
+    rank, world_size = distributed.rank(), distributed.world_size()
+    theirs = {
+        "softmax": ClipLoss(local_loss=True, gather_with_grad=True, rank=rank, world_size=world_size),
+        "sigmoid": SigLipLoss(rank=rank, world_size=world_size),
+    }[objective]
+    ours = clip_loss if objective == "softmax" else siglip_loss
+    results = []
+    for loss in (theirs, lambda *inputs: ours(*inputs, kernel="dense")):
+        inputs = [
+            *(whole[own].double().requires_grad_() for whole in (case.image, case.text)),
+            *(torch.tensor(v, dtype=torch.float64, requires_grad=True) for v in (case.scale, case.bias)),
+        ]
+        inputs = inputs[: 3 if objective == "softmax" else 4]
+        value = loss(*inputs)
+        value.backward()
+        results.append([value.detach().numpy(), *(x.grad.numpy() for x in inputs)])
+    return results
+
+
+def loss_times_rank(objective: str, kernel: str, exchange: str) -> list[np.ndarray]:
+    """Gradients of a loss that counts once on rank 0, twice on rank 1 and so on."""
+    small_tiles()
+    case = loss_oracle.cases()["plain"]
+    own, _ = own_pairs(case, None)
+    image, text = (whole[own].double().requires_grad_() for whole in (case.image, case.text))
+    scale, bias = (torch.tensor(v, dtype=torch.float64) for v in (case.scale, case.bias))
+    if objective == "softmax":
+        loss = clip_loss(image, text, scale, kernel=kernel, exchange=exchange)
+    else:
+        loss = siglip_loss(image, text, scale, bias, kernel=kernel, exchange=exchange)
+    (loss * (1 + distributed.rank())).backward()
+    return [distributed.all_gather_rows(x.grad).numpy() for x in (image, text)]
