@@ -119,53 +119,54 @@ def exchange_by_ring(rows: Tensor, layout: RowLayout, visit: Visit) -> Tensor | 
     if size == 1:
         return visit(rows, slice(0, layout.num_rows))
     longest = max(layout.counts)
-    block, gradient = pad_rows(rows, longest), None
-    gradient_transfer = _Transfer()
+    block = pad_rows(rows, longest)
+    gradients: _Transfer | None = None
     for step in range(size):
         owner = (me - step) % size
         is_last = step == size - 1
-        block_transfer = _Transfer() if is_last else _Transfer.start(block, layout.group, tag=0)
+        blocks = None if is_last else _Transfer.start(block, layout.group, tag=0)
         part = visit(block[: layout.counts[owner]], layout.place(owner))
         if part is not None:
             part = pad_rows(part, longest)
-            gradient = part if step == 0 else gradient_transfer.finish().add_(part)
-            gradient_transfer = _Transfer.start(gradient, layout.group, tag=1)
-        if not is_last:
-            block = block_transfer.finish()
-    return None if gradient is None else gradient_transfer.finish()[: layout.counts[me]]
+            if gradients is not None:
+                part = gradients.finish().add_(part)
+            gradients = _Transfer.start(part, layout.group, tag=1)
+        if blocks is not None:
+            block = blocks.finish()
+    return None if gradients is None else gradients.finish()[: layout.counts[me]]
 
 
 class _Transfer:
     """A tensor on its way to the next rank, and one of the same shape coming from the one before."""
 
-    def __init__(self, sent: Tensor | None = None, received: Tensor | None = None) -> None:
-        # The sent tensor is kept alive until it is away.
-        self._sent, self._received = sent, received
-        self._works: list[dist.Work] = []
+    def __init__(self, sent: Tensor, received: Tensor, works: list[dist.Work]) -> None:
+        # The sent tensor must stay alive until it is away.
+        self._sent: Tensor | None = sent
+        self._received, self._works = received, works
 
     @classmethod
     def start(cls, tensor: Tensor, group: Group, tag: int) -> _Transfer:
         received = torch.empty_like(tensor)
-        transfer = cls(tensor, received)
-        if tensor.numel():
-            assert not isinstance(group, str)
-            size, me = world_size(group), rank(group)
-            after, before = (
-                peer if group is None else dist.get_global_rank(group, peer)
-                for peer in ((me + 1) % size, (me - 1) % size)
-            )
-            transfer._works = dist.batch_isend_irecv(
-                [
-                    dist.P2POp(dist.isend, tensor, after, group, tag),
-                    dist.P2POp(dist.irecv, received, before, group, tag),
-                ]
-            )
-        return transfer
+        if not tensor.numel():
+            return cls(tensor, received, [])
+        assert not isinstance(group, str)
+        size, me = world_size(group), rank(group)
+        after, before = (
+            peer if group is None else dist.get_global_rank(group, peer)
+            for peer in ((me + 1) % size, (me - 1) % size)
+        )
+        works = dist.batch_isend_irecv(
+            [
+                dist.P2POp(dist.isend, tensor, after, group, tag),
+                dist.P2POp(dist.irecv, received, before, group, tag),
+            ]
+        )
+        return cls(tensor, received, works)
 
     def finish(self) -> Tensor:
         for work in self._works:
             work.wait()
-        assert self._received is not None
+        self._sent = None
         return self._received
 
 

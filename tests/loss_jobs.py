@@ -10,10 +10,11 @@ import loss_oracle
 import numpy as np
 import torch
 from loss_oracle import Case
+from memory import peak_bytes, received_bytes
 
 from clipkit import distributed
 from clipkit.losses import Pairs, clip_loss, siglip_loss
-from clipkit.losses.kernels.torch_tiles import TorchTiles
+from clipkit.losses.kernels import TILE_SIZES
 from clipkit.losses.kernels.triton_tiles import TritonTiles
 
 KERNELS = ("dense", "tiled", "triton")
@@ -23,8 +24,7 @@ GROUP_SIZE = 2
 
 def small_tiles() -> None:
     """Tiles that do not divide the batches of the tests, and blocks that do not divide the tiles."""
-    TorchTiles.tile_size = 7
-    TritonTiles.tile_size = 18
+    TILE_SIZES.update(tiled=7, triton=18)
     TritonTiles.block = (16, 16, 16)
 
 
@@ -138,3 +138,24 @@ def loss_times_rank(objective: str, kernel: str, exchange: str) -> list[np.ndarr
         loss = siglip_loss(image, text, scale, bias, kernel=kernel, exchange=exchange)
     (loss * (1 + distributed.rank())).backward()
     return [distributed.all_gather_rows(x.grad).numpy() for x in (image, text)]
+
+
+def measured_cost(
+    objective: str, kernel: str, exchange: str, num_rows: int, embed_dim: int
+) -> tuple[int, int]:
+    """Peak bytes above the features, and received bytes, of forward and backward on this rank."""
+    TILE_SIZES.update(tiled=64)
+    generator = torch.Generator().manual_seed(distributed.rank())
+    image, text = (torch.randn(num_rows, embed_dim, generator=generator).requires_grad_() for _ in range(2))
+    scale, bias = (torch.tensor(v, requires_grad=True) for v in (0.1, -5.0))
+
+    def run() -> None:
+        settings = {"kernel": kernel, "exchange": exchange}
+        if objective == "softmax":
+            clip_loss(image, text, scale, **settings).backward()
+        else:
+            siglip_loss(image, text, scale, bias, **settings).backward()
+
+    with received_bytes() as received:
+        peak = peak_bytes(run)
+    return peak, sum(received)

@@ -16,8 +16,7 @@ from rank_pool import RankPool
 
 from clipkit import distributed
 from clipkit.losses import Pairs, clip_loss, siglip_loss
-from clipkit.losses.kernels import choose_kernel
-from clipkit.losses.kernels.torch_tiles import TorchTiles
+from clipkit.losses.kernels import TILE_SIZES, choose_kernel
 from clipkit.losses.kernels.triton_tiles import TritonTiles
 
 CASES = list(loss_oracle.cases())
@@ -34,8 +33,9 @@ def _siglip(image: torch.Tensor, text: torch.Tensor, scale: torch.Tensor, **sett
 
 @pytest.fixture
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    for owner, name in ((TorchTiles, "tile_size"), (TritonTiles, "tile_size"), (TritonTiles, "block")):
-        monkeypatch.setattr(owner, name, getattr(owner, name))
+    for name, size in TILE_SIZES.items():
+        monkeypatch.setitem(TILE_SIZES, name, size)
+    monkeypatch.setattr(TritonTiles, "block", TritonTiles.block)
     loss_jobs.small_tiles()
 
 
@@ -153,8 +153,7 @@ def test_half_precision_features_are_scored_in_fp32(small_tiles: None, loss, ker
 def test_any_shape(num_pairs: int, embed_dim: int, tile_size: int, kernel: str, loss) -> None:  # type: ignore[no-untyped-def]
     gradients = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(TorchTiles, "tile_size", tile_size)
-        patch.setattr(TritonTiles, "tile_size", tile_size)
+        patch.setitem(TILE_SIZES, kernel, tile_size)
         patch.setattr(TritonTiles, "block", (16, 32, 16))
         for name in ("dense", kernel):
             image, text = (_unit(num_pairs, embed_dim, seed).requires_grad_() for seed in (0, 1))

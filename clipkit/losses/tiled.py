@@ -24,6 +24,7 @@ from clipkit.losses.kernels.tiles import PowerSums, TileKernel, slices
 from clipkit.losses.pairs import PairLabels
 
 LOG2_E = math.log2(math.e)
+_FEW_ROWS = 64
 
 
 def _tiles(labels: PairLabels, block: slice, size: int) -> Iterator[tuple[slice, slice, PairLabels]]:
@@ -222,12 +223,12 @@ def _diagonal_targets(labels: PairLabels, layout: RowLayout) -> Tensor:
 def _diagonal(left: Tensor, right: Tensor, scale: Tensor) -> Tensor:
     """(N,): `scale` times the products of rows with their partners, a few at a time for little memory."""
     products = scale.new_empty(left.shape[0])
-    for rows in slices(left.shape[0], 256):
+    for rows in slices(left.shape[0], _FEW_ROWS):
         products[rows] = (left[rows].to(scale.dtype) * right[rows].to(scale.dtype)).sum(1)
     return products * scale
 
 
 def _add_scaled(target: Tensor, rows: Tensor, coefficients: Tensor) -> None:
     """`target += coefficients[:, None] * rows`, a few rows at a time for little memory."""
-    for some in slices(target.shape[0], 256):
+    for some in slices(target.shape[0], _FEW_ROWS):
         target[some].addcmul_(rows[some].to(target.dtype), coefficients[some, None])

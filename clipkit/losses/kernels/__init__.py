@@ -10,13 +10,18 @@ from clipkit.losses.kernels.tiles import TileKernel
 
 KernelName = Literal["auto", "dense", "tiled", "triton"]
 
+ResolvedKernel = Literal["dense", "tiled", "triton"]
+
+TILE_SIZES = {"tiled": 1024, "triton": 16_384}
+"""Rows and columns of the largest tile: two in fp32 take 8 MiB, and one of the other in bf16 512 MiB."""
+
 MAX_DENSE_LOGITS = 1024 * 1024
 """Up to here all logits at once are as fast as tiles, and small."""
 
 
 def choose_kernel(
     kernel: KernelName, device: torch.device, dtype: torch.dtype, *, num_rows: int, num_columns: int
-) -> Literal["dense", "tiled", "triton"]:
+) -> ResolvedKernel:
     """The kernel for features of a dtype on a device, and that many logits; `auto` picks.
 
     Raises:
@@ -38,10 +43,10 @@ def make_kernel(kernel: Literal["tiled", "triton"]) -> TileKernel:
     if kernel == "triton":
         from clipkit.losses.kernels.triton_tiles import TritonTiles
 
-        return TritonTiles()
+        return TritonTiles(TILE_SIZES[kernel])
     from clipkit.losses.kernels.torch_tiles import TorchTiles
 
-    return TorchTiles()
+    return TorchTiles(TILE_SIZES[kernel])
 
 
 def _why_not_triton(device: torch.device, dtype: torch.dtype) -> str | None:

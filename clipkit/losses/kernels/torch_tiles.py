@@ -15,9 +15,8 @@ from clipkit.losses.pairs import PairLabels
 class TorchTiles:
     """A `TileKernel`. Computes in the dtype of the scale, fp32 or fp64."""
 
-    tile_size = 1024
-
-    def __init__(self) -> None:
+    def __init__(self, tile_size: int) -> None:
+        self.tile_size = tile_size
         self._memory: dict[int, Tensor] = {}
 
     def _buffer(self, number: int, shape: tuple[int, int], like: Tensor) -> Tensor:

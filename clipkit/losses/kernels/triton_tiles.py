@@ -26,12 +26,11 @@ from clipkit.losses.pairs import PairLabels
 class TritonTiles:
     """A `TileKernel` for bf16, fp16 and fp32 features on CUDA."""
 
-    tile_size = 16_384
-    """The gradient of one tile takes 512 MiB in bf16."""
     block = (128, 128, 64)
     """Rows, columns and depth of the small tiles."""
 
-    def __init__(self) -> None:
+    def __init__(self, tile_size: int) -> None:
+        self.tile_size = tile_size
         self._gradient: Tensor | None = None
 
     def power_sums(
