@@ -63,19 +63,29 @@ def make_group(scope: Scope, group_size: int | None = None) -> Group:
         return None
     if scope == "local":
         return LOCAL
-    num_ranks = world_size()
-    if group_size is None or group_size < 1 or num_ranks % group_size:
-        raise ValueError(
-            "a group must have a size that divides the number of ranks, got "
-            f"{group_size} of {num_ranks} ranks"
-        )
-    if group_size == num_ranks:
+    if group_size is None:
+        raise ValueError("scope 'group' needs a group_size")
+    check_group_size(group_size)
+    if group_size == world_size():
         return None
     if group_size == 1:
         return LOCAL
     group, _ = dist.new_subgroups(group_size)
     assert isinstance(group, dist.ProcessGroup)
     return group
+
+
+def check_group_size(group_size: int) -> None:
+    """Refuse a size into which the ranks cannot be divided.
+
+    Raises:
+        ValueError: it does not divide the number of ranks.
+    """
+    if group_size < 1 or world_size() % group_size:
+        raise ValueError(
+            "a group must have a size that divides the number of ranks, got "
+            f"{group_size} of {world_size()} ranks"
+        )
 
 
 def all_reduce_mean(value: Tensor, group: Group = None) -> Tensor:

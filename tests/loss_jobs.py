@@ -20,6 +20,7 @@ from clipkit.losses.kernels.triton_tiles import TritonTiles
 KERNELS = ("dense", "tiled", "triton")
 EXCHANGES = ("gather", "ring")
 GROUP_SIZE = 2
+MEASURED_TILE_SIZE = 64
 
 
 def small_tiles() -> None:
@@ -144,7 +145,7 @@ def measured_cost(
     objective: str, kernel: str, exchange: str, num_rows: int, embed_dim: int
 ) -> tuple[int, int]:
     """Peak bytes above the features, and received bytes, of forward and backward on this rank."""
-    TILE_SIZES.update(tiled=64)
+    TILE_SIZES.update(tiled=MEASURED_TILE_SIZE)
     generator = torch.Generator().manual_seed(distributed.rank())
     image, text = (torch.randn(num_rows, embed_dim, generator=generator).requires_grad_() for _ in range(2))
     scale, bias = (torch.tensor(v, requires_grad=True) for v in (0.1, -5.0))

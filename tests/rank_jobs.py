@@ -86,6 +86,14 @@ def command(arguments: list[str]) -> int:
     return main(arguments)
 
 
+def command_with_output(arguments: list[str]) -> tuple[int, str]:
+    """Run `clipkit` as this rank; its status and what it wrote to stdout."""
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output):
+        status = command(arguments)
+    return status, output.getvalue()
+
+
 def command_with_errors(arguments: list[str]) -> tuple[int, str]:
     """Run `clipkit` as this rank; its status and what it wrote to stderr."""
     error = io.StringIO()

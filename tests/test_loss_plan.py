@@ -7,7 +7,7 @@ from rank_pool import RankPool
 from clipkit.losses import kernels
 from clipkit.losses.plan import loss_cost
 
-NUM_ROWS, EMBED_DIM = 512, 192
+NUM_ROWS, EMBED_DIM = 256, 192
 
 
 @pytest.mark.parametrize("exchange", loss_jobs.EXCHANGES)
@@ -22,7 +22,7 @@ def test_costs_are_those_measured(
     kernel: str,
     exchange: str,
 ) -> None:
-    monkeypatch.setitem(kernels.TILE_SIZES, "tiled", 64)
+    monkeypatch.setitem(kernels.TILE_SIZES, "tiled", loss_jobs.MEASURED_TILE_SIZE)
     measured = ranks.run(
         world_size, loss_jobs.measured_cost, objective, kernel, exchange, NUM_ROWS, EMBED_DIM
     )
@@ -37,7 +37,10 @@ def test_costs_are_those_measured(
 def test_a_ring_of_tiles_takes_the_same_memory_on_more_ranks(ranks: RankPool) -> None:
     two, three, four = (
         max(
-            peak for peak, _ in ranks.run(size, loss_jobs.measured_cost, "softmax", "tiled", "ring", 512, 192)
+            peak
+            for peak, _ in ranks.run(
+                size, loss_jobs.measured_cost, "softmax", "tiled", "ring", NUM_ROWS, EMBED_DIM
+            )
         )
         for size in (2, 3, 4)
     )

@@ -9,10 +9,12 @@ import torch
 
 import clipkit
 from clipkit import distributed
+from clipkit.losses.kernels import choose_kernel
 from clipkit.model import DualEncoder
 
 from . import optim
 from .config import TrainConfig
+from .objective import build_objective
 from .parallel import parallelize
 from .step import Trainer
 
@@ -58,7 +60,13 @@ def build_model(config: TrainConfig) -> DualEncoder:
 
 
 def build_trainer(config: TrainConfig, model: DualEncoder, device: torch.device, num_steps: int) -> Trainer:
-    """Move the model to its device, wrap it for the world, and give it an optimiser."""
+    """Move the model to its device, wrap it for the world, and give it a loss and an optimiser.
+
+    Raises:
+        ValueError: the device or the ranks do not allow the loss, or nothing is left to train.
+    """
+    objective = build_objective(config.loss)
+    choose_kernel(config.loss.kernel, device, torch.float32, num_rows=0, num_columns=0)
     model.to(device).train()
     if config.compile:
         model.compile()
@@ -73,6 +81,7 @@ def build_trainer(config: TrainConfig, model: DualEncoder, device: torch.device,
         device=device,
         model=model,
         parallel=parallel,
+        objective=objective,
         optimizer=optimizer,
         scaler=torch.amp.GradScaler(device.type, enabled=config.precision == "fp16"),
         average=None if decay is None else optim.WeightAverage(model, decay),

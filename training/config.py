@@ -134,7 +134,40 @@ class LossConfig:
     """The contrastive objective."""
 
     objective: Literal["softmax", "sigmoid"] = "softmax"
-    """`softmax` is CLIP's loss, `sigmoid` SigLIP's; both over the batch of all ranks."""
+    """`softmax` is CLIP's loss, `sigmoid` SigLIP's."""
+    scope: Literal["world", "group", "local"] = "world"
+    """Whose pairs are negatives of each other: those of all ranks, of a group of ranks, of each rank
+    alone."""
+    group_size: int | None = None
+    """Ranks of a group, for `scope` group."""
+    group_nodes: int | None = None
+    """Machines of a group, instead of `group_size`."""
+    kernel: Literal["auto", "dense", "tiled", "triton"] = "auto"
+    """`dense` holds all logits, `tiled` and (on CUDA) `triton` a tile of them; `auto` picks."""
+    exchange: Literal["gather", "ring"] = "gather"
+    """How text features travel: all at once, or from rank to rank, so that none ever holds all."""
+    label_smoothing: float = 0.0
+    """Part of every target that is spread over all pairs."""
+    same_captions: Literal["negatives", "positives", "ignored"] = "negatives"
+    """What pairs with equal captions are to each other; captions made from labels are often equal."""
+    plan: bool = False
+    """Print the memory and the traffic of every kind of loss for this run, and stop."""
+
+    def __post_init__(self) -> None:
+        sizes = [size for size in (self.group_size, self.group_nodes) if size is not None]
+        _require(
+            len(sizes) == (self.scope == "group"),
+            "loss.scope=group needs one of loss.group_size and loss.group_nodes, no other scope takes any; "
+            f"got scope={self.scope}, group_size={self.group_size}, group_nodes={self.group_nodes}",
+        )
+        _require(
+            all(size >= 1 for size in sizes),
+            f"loss.group_size and loss.group_nodes must be >= 1, got {sizes[0] if sizes else None}",
+        )
+        _require(
+            0 <= self.label_smoothing < 1,
+            f"loss.label_smoothing must be in [0, 1), got {self.label_smoothing}",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

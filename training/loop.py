@@ -25,6 +25,7 @@ from .evaluate import Evaluations, evaluate, open_evaluations
 from .export import save_model
 from .interrupt import EXIT_INTERRUPTED, Interrupt
 from .parallel import process_group
+from .plan import plan_loss
 from .runlog import RunLog
 from .step import Batch, NonFiniteLossError, StepResult, Trainer, train_step
 from .stopwatch import Stopwatch, verdict
@@ -86,7 +87,7 @@ def train(config: TrainConfig) -> int:
     """Run to the end, or until a signal asks to stop.
 
     Returns:
-        0 at the end, 75 when interrupted after saving a checkpoint.
+        0 at the end or after a plan, 75 when interrupted after saving a checkpoint.
 
     Raises:
         ValueError: the configuration, the model or the data cannot be used.
@@ -95,6 +96,9 @@ def train(config: TrainConfig) -> int:
     """
     with process_group() as device, Interrupt() as interrupt:
         torch.manual_seed(config.seed)
+        if config.loss.plan:
+            plan_loss(config, device)
+            return 0
         latest = run_dir.find_checkpoint(config)
         run, rng = start(config, device, latest, interrupt)
         try:

@@ -41,6 +41,15 @@ def process_group() -> Iterator[torch.device]:
             dist.destroy_process_group()
 
 
+AUTOCAST_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def autocast_of(precision: str, device: torch.device) -> torch.autocast:
+    """The context in which towers run; fp32 leaves everything as it is."""
+    dtype = AUTOCAST_DTYPES[precision]
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Parallel:
     """A model made ready for its ranks."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,24 +12,15 @@ from torch import Tensor
 
 from clipkit import gradcache
 from clipkit.distributed import all_reduce_mean
-from clipkit.losses import clip_loss, siglip_loss
 from clipkit.model import DualEncoder
 from clipkit.text_towers import needed_columns
 
 from . import optim
 from .config import TrainConfig
-from .parallel import Parallel
+from .objective import Objective
+from .parallel import Parallel, autocast_of
 
 Batch = Mapping[str, Any]
-
-OBJECTIVES: dict[str, Callable[[Mapping[str, Tensor]], Tensor]] = {
-    "softmax": lambda f: clip_loss(f["image_features"], f["text_features"], f["logit_scale"]),
-    "sigmoid": lambda f: siglip_loss(
-        f["image_features"], f["text_features"], f["logit_scale"], f["logit_bias"]
-    ),
-}
-
-AUTOCAST_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class NonFiniteLossError(RuntimeError):
@@ -45,6 +36,7 @@ class Trainer:
     device: torch.device
     model: DualEncoder
     parallel: Parallel
+    objective: Objective
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     average: optim.WeightAverage | None
@@ -83,7 +75,7 @@ def train_step(trainer: Trainer, batch: Batch, step: int) -> StepResult:
     loss, features = gradcache.backward(
         lambda chunk: encode(trainer, chunk),
         micro_batches(batch, config.data.micro_batch_size_per_rank),
-        OBJECTIVES[config.loss.objective],
+        lambda features: trainer.objective(features, batch["text"]),
         scale_loss=trainer.scaler.scale,
         no_sync=trainer.parallel.no_sync,
     )
@@ -130,8 +122,7 @@ def encode(trainer: Trainer, chunk: Batch) -> dict[str, Tensor]:
 
 def autocast(trainer: Trainer) -> torch.autocast:
     """The precision of the towers."""
-    dtype = AUTOCAST_DTYPES[trainer.config.precision]
-    return torch.autocast(trainer.device.type, dtype=dtype, enabled=dtype != torch.float32)
+    return autocast_of(trainer.config.precision, trainer.device)
 
 
 def micro_batches(batch: Batch, size: int | None) -> list[Batch]:
