@@ -160,3 +160,24 @@ def measured_cost(
     with received_bytes() as received:
         peak = peak_bytes(run)
     return peak, sum(received)
+
+
+def bytes_kept(objective: str, exchange: str, num_rows: int, embed_dim: int) -> int:
+    """Bytes that the tiled loss keeps between forward and backward on this rank."""
+    TILE_SIZES.update(tiled=MEASURED_TILE_SIZE)
+    generator = torch.Generator().manual_seed(distributed.rank())
+    image, text = (torch.randn(num_rows, embed_dim, generator=generator).requires_grad_() for _ in range(2))
+    scale, bias = (torch.tensor(v, requires_grad=True) for v in (0.1, -5.0))
+    kept = []
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        kept.append(tensor.numel() * tensor.element_size())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        if objective == "softmax":
+            value = clip_loss(image, text, scale, kernel="tiled", exchange=exchange)
+        else:
+            value = siglip_loss(image, text, scale, bias, kernel="tiled", exchange=exchange)
+    value.backward()
+    return sum(kept)

@@ -6,22 +6,47 @@ import contextlib
 import io
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from clipkit import distributed, gradcache
-from clipkit.losses import clip_loss, siglip_loss
+from clipkit.gradcache import Features
+from clipkit.losses import Pairs, clip_loss, siglip_loss
 
 NUM_PAIRS = 16
-LOSSES = {
-    "softmax": lambda f: clip_loss(f["image_features"], f["text_features"], f["logit_scale"]),
-    "sigmoid": lambda f: siglip_loss(
-        f["image_features"], f["text_features"], f["logit_scale"], f["logit_bias"]
-    ),
+
+
+def _softmax(features: Features, **settings: Any) -> Tensor:
+    return clip_loss(
+        features["image_features"], features["text_features"], features["logit_scale"], **settings
+    )
+
+
+def _sigmoid(features: Features, **settings: Any) -> Tensor:
+    scalars = features["logit_scale"], features["logit_bias"]
+    return siglip_loss(features["image_features"], features["text_features"], *scalars, **settings)
+
+
+def _with_positives(features: Features) -> Tensor:
+    """Neighbours are positives of each other."""
+    keys = torch.arange(features["image_features"].shape[0]) // 2 + 100 * distributed.rank()
+    return _softmax(features, pairs=Pairs(positive_keys=keys), label_smoothing=0.1, kernel="tiled")
+
+
+LOSSES: dict[str, Callable[[Features], Tensor]] = {
+    "softmax": _softmax,
+    "sigmoid": _sigmoid,
+    "softmax, tiled": partial(_softmax, kernel="tiled"),
+    "sigmoid, tiled": partial(_sigmoid, kernel="tiled"),
+    "softmax, triton, ring": partial(_softmax, kernel="triton", exchange="ring"),
+    "sigmoid, triton, ring": partial(_sigmoid, kernel="triton", exchange="ring"),
+    "several positives": _with_positives,
 }
 
 
@@ -36,10 +61,16 @@ class TwoTowers(nn.Module):
         self.logit_scale = nn.Parameter(torch.tensor(1.0))
         self.logit_bias = nn.Parameter(torch.tensor(-2.0))
 
+    def encode_image(self, image: Tensor) -> Tensor:
+        return F.normalize(self.image(image), dim=-1)
+
+    def encode_text(self, text: Tensor) -> Tensor:
+        return F.normalize(self.text(text), dim=-1)
+
     def forward(self, image: Tensor, text: Tensor) -> dict[str, Tensor]:
         return {
-            "image_features": F.normalize(self.image(image), dim=-1),
-            "text_features": F.normalize(self.text(text), dim=-1),
+            "image_features": self.encode_image(image),
+            "text_features": self.encode_text(text),
             "logit_scale": self.logit_scale.exp(),
             "logit_bias": self.logit_bias,
         }
@@ -53,7 +84,7 @@ def pairs() -> tuple[Tensor, Tensor]:
 def gradients(objective: str, num_chunks: int) -> tuple[float, dict[str, Tensor]]:
     """Loss and data-parallel mean gradients of the pairs spread over the ranks."""
     model = TwoTowers()
-    model.logit_bias.requires_grad_(objective == "sigmoid")
+    model.logit_bias.requires_grad_(objective.startswith("sigmoid"))
     forward: Callable[..., dict[str, Tensor]] = model
     arguments: dict[str, Callable[[], AbstractContextManager[Any]]] = {}
     if distributed.is_distributed():
@@ -66,6 +97,27 @@ def gradients(objective: str, num_chunks: int) -> tuple[float, dict[str, Tensor]
     )
     mean = float(distributed.all_reduce_mean(loss))
     return mean, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def cached_gradients_with_dropout(
+    name: str, num_chunks: int, kind: Literal["ddp", "fsdp"]
+) -> dict[str, Tensor]:
+    """Data-parallel mean gradients by micro-batches, with other dropout masks on every rank."""
+    from clipkit.training.parallel import parallelize
+
+    model = TwoTowers(dropout=0.5)
+    model.logit_bias.requires_grad_(name.startswith("sigmoid"))
+    parallel = parallelize(model, kind, torch.device("cpu"))
+    own = slice_of_rank()
+    chunks = list(zip(*(part[own].chunk(num_chunks) for part in pairs()), strict=True))
+    torch.manual_seed(100 + distributed.rank())
+    gradcache.backward(lambda chunk: parallel.forward(*chunk), chunks, LOSSES[name], no_sync=parallel.no_sync)
+    parallel.sync_replicated()
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return {
+        name: (grad.full_tensor() if isinstance(grad, DTensor) else grad).clone()
+        for name, grad in gradients.items()
+    }
 
 
 def slice_of_rank() -> slice:

@@ -3,55 +3,101 @@ from __future__ import annotations
 import pytest
 import rank_jobs
 import torch
+import torch.nn.functional as F
+from rank_pool import RankPool
+from small_models import CAPTIONS, images_for, small_model
 from torch import Tensor
 
 from clipkit import gradcache
+from clipkit.losses import clip_loss
 
 
 def _gradients(model: torch.nn.Module) -> dict[str, Tensor]:
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-def _with_recorded_masks(num_chunks: int) -> tuple[float, dict[str, Tensor], int]:
-    """Cached backward through towers with dropout, and how often the loss ran."""
-    model = rank_jobs.TwoTowers(dropout=0.5)
-    image, text = (part.chunk(num_chunks) for part in rank_jobs.pairs())
-    calls = 0
-
-    def loss(features: gradcache.Features) -> Tensor:
-        nonlocal calls
-        calls += 1
-        return rank_jobs.LOSSES["softmax"](features)
-
-    torch.manual_seed(3)
-    value, _ = gradcache.backward(lambda c: model(*c), list(zip(image, text, strict=True)), loss)
-    return float(value), _gradients(model), calls
-
-
-def _oracle(num_chunks: int) -> tuple[float, dict[str, Tensor]]:
-    """One graph over all chunks, with the dropout masks that the first pass draws."""
-    model = rank_jobs.TwoTowers(dropout=0.5)
-    image, text = (part.chunk(num_chunks) for part in rank_jobs.pairs())
-    torch.manual_seed(3)
-    outputs = [model(*chunk) for chunk in zip(image, text, strict=True)]
-    features = {
+def _in_one_graph(model: torch.nn.Module, chunks: list, seeds: list[int]) -> gradcache.Features:
+    """Features of all chunks, with the dropout masks that the first pass draws; a seed for each rank."""
+    outputs = []
+    for number, seed in enumerate(seeds):
+        torch.manual_seed(seed)
+        per_rank = len(chunks) // len(seeds)
+        outputs += [model(*chunk) for chunk in chunks[number * per_rank : (number + 1) * per_rank]]
+    return {
         name: torch.cat([o[name] for o in outputs]) if outputs[0][name].ndim else outputs[0][name]
         for name in outputs[0]
     }
-    loss = rank_jobs.LOSSES["softmax"](features)
-    loss.backward()
-    return float(loss.detach()), _gradients(model)
+
+
+def _assert_equal(gradients: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert gradients.keys() == expected.keys()
+    for name, gradient in gradients.items():
+        assert (gradient - expected[name]).norm() <= 1e-6 * expected[name].norm() + 1e-9, name
 
 
 @pytest.mark.parametrize("num_chunks", [1, 2, 4])
-def test_equals_one_batch_with_dropout_on(num_chunks: int) -> None:
-    value, gradients, calls = _with_recorded_masks(num_chunks)
-    expected_value, expected = _oracle(num_chunks)
-    assert calls == 1
-    assert value == pytest.approx(expected_value)
-    assert gradients.keys() == expected.keys()
-    for name, gradient in gradients.items():
-        torch.testing.assert_close(gradient, expected[name], rtol=1e-5, atol=1e-7)
+@pytest.mark.parametrize("name", rank_jobs.LOSSES)
+def test_equals_one_batch_with_dropout_on(name: str, num_chunks: int) -> None:
+    loss, calls = rank_jobs.LOSSES[name], []
+    chunks = list(zip(*(part.chunk(num_chunks) for part in rank_jobs.pairs()), strict=True))
+    model, oracle = rank_jobs.TwoTowers(dropout=0.5), rank_jobs.TwoTowers(dropout=0.5)
+    torch.manual_seed(3)
+    value, _ = gradcache.backward(lambda c: model(*c), chunks, lambda f: (calls.append(1), loss(f))[1])
+    expected = loss(_in_one_graph(oracle, chunks, [3]))
+    expected.backward()
+    assert len(calls) == 1
+    assert float(value) == pytest.approx(float(expected.detach()), rel=1e-6)
+    _assert_equal(_gradients(model), _gradients(oracle))
+
+
+@pytest.mark.parametrize("name", ["softmax", "sigmoid, tiled"])
+def test_equals_one_batch_with_patch_dropout_on(name: str) -> None:
+    models = [small_model(patch_dropout=0.5, init_logit_bias=-5.0).train() for _ in range(2)]
+    images, text = images_for(models[0], batch=6), models[0].tokenizer(CAPTIONS * 2)
+    chunks = list(zip(images.chunk(3), text.chunk(3), strict=True))
+    torch.manual_seed(3)
+    gradcache.backward(lambda c: models[0](*c), chunks, rank_jobs.LOSSES[name])
+    rank_jobs.LOSSES[name](_in_one_graph(models[1], chunks, [3])).backward()
+    _assert_equal(_gradients(models[0]), _gradients(models[1]))
+    undropped = small_model(init_logit_bias=-5.0).train()
+    gradcache.backward(lambda c: undropped(*c), chunks, rank_jobs.LOSSES[name])
+    with pytest.raises(AssertionError):
+        _assert_equal(_gradients(models[0]), _gradients(undropped))
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+@pytest.mark.parametrize("name", rank_jobs.LOSSES)
+def test_equals_one_process_on_two_ranks_with_dropout_on(ranks: RankPool, name: str, kind: str) -> None:
+    oracle = rank_jobs.TwoTowers(dropout=0.5)
+    oracle.logit_bias.requires_grad_(name.startswith("sigmoid"))
+    # Two chunks of each rank's half of the pairs.
+    chunks = list(zip(*(part.chunk(4) for part in rank_jobs.pairs()), strict=True))
+    rank_jobs.LOSSES[name](_in_one_graph(oracle, chunks, [100, 101])).backward()
+    for gradients in ranks.run(2, rank_jobs.cached_gradients_with_dropout, name, 2, kind):
+        _assert_equal(gradients, _gradients(oracle))
+
+
+def test_any_number_of_towers() -> None:
+    inputs = [torch.randn(8, 4, generator=torch.Generator().manual_seed(seed)) for seed in range(3)]
+
+    def loss(features: gradcache.Features) -> Tensor:
+        image, text, sound = (features[name] for name in ("image", "text", "sound"))
+        return clip_loss(image, text, torch.tensor(5.0)) + clip_loss(image, sound, torch.tensor(3.0))
+
+    gradients = []
+    for num_chunks in (1, 4):
+        torch.manual_seed(0)
+        towers = torch.nn.ModuleDict({name: torch.nn.Linear(4, 6) for name in ("image", "text", "sound")})
+        gradcache.backward(
+            lambda chunk, towers=towers: {
+                name: F.normalize(tower(x), dim=-1)
+                for (name, tower), x in zip(towers.items(), chunk, strict=True)
+            },
+            list(zip(*(x.chunk(num_chunks) for x in inputs), strict=True)),
+            loss,
+        )
+        gradients.append(_gradients(towers))
+    _assert_equal(gradients[1], gradients[0])
 
 
 def test_random_state_goes_on_as_after_one_pass() -> None:

@@ -67,7 +67,8 @@ def loss_cost(
         tile_size = TILE_SIZES[kernel]
         width = num_rows if exchange == "ring" else num_columns
         tile = min(tile_size, num_rows) * min(tile_size, width)
-        memory = tile * (feature_bytes if kernel == "triton" else 2 * 4) + own * 4
+        num_buffers = 2 if objective == "softmax" else 3
+        memory = tile * (feature_bytes if kernel == "triton" else num_buffers * 4) + own * 4
         memory += _exchanged(exchange, num_ranks, own, feature_bytes)
         if objective == "sigmoid" and not others:
             memory += 2 * own * 4

@@ -10,7 +10,6 @@ directions: its rows go into the image-to-text sums, its columns into the text-t
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,10 +19,9 @@ from torch.autograd.function import once_differentiable
 
 from clipkit.distributed import all_reduce_max, all_reduce_sum
 from clipkit.exchange import EXCHANGES, ExchangeName, RowLayout
-from clipkit.losses.kernels.tiles import PowerSums, TileKernel, slices
+from clipkit.losses.kernels.tiles import LOG2_E, PowerSums, TileKernel, slices
 from clipkit.losses.pairs import PairLabels
 
-LOG2_E = math.log2(math.e)
 _FEW_ROWS = 64
 
 
@@ -56,10 +54,8 @@ class SoftmaxSums(torch.autograd.Function):
         exchange: ExchangeName,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Visit all tiles once."""
-        row_sums, column_sums = (
-            PowerSums.empty(labels.shape[0], scale),
-            PowerSums.empty(labels.shape[1], scale),
-        )
+        image, text = image.contiguous(), text.contiguous()
+        row_sums, column_sums = (PowerSums.empty(count, scale) for count in labels.shape)
         log2_scale, on_target = scale * LOG2_E, torch.zeros_like(scale)
 
         def visit(block: Tensor, place: slice) -> None:
@@ -143,6 +139,7 @@ class SigmoidSum(torch.autograd.Function):
         label_smoothing: float,
     ) -> Tensor:
         """Visit all tiles once."""
+        image, text = image.contiguous(), text.contiguous()
         value, bias_grad = torch.zeros_like(scale), torch.zeros_like(bias)
         with_gradient, needs_text = any(ctx.needs_input_grad), ctx.needs_input_grad[1]
         image_grad = scale.new_zeros(image.shape) if with_gradient else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
@@ -10,6 +11,8 @@ import torch
 from torch import Tensor
 
 from clipkit.losses.pairs import PairLabels
+
+LOG2_E = math.log2(math.e)
 
 IGNORED_LOGIT = -1e30
 """Stands for minus infinity, but differences of two of them are no NaN."""

@@ -1,6 +1,7 @@
-"""Tiles in plain PyTorch, for any device: two reused buffers, everything in place.
+"""Tiles in plain PyTorch, for any device: a few reused buffers, everything in place.
 
-Powers are taken to the base 2, since `exp2` is several times as fast as `exp` on a CPU.
+On a CPU, `exp2` takes a fifth of the time of `exp`, and `log` that of `log1p` and `logaddexp`, which would
+cost as much as a matrix product.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from clipkit.losses.kernels.tiles import IGNORED_LOGIT, PowerSums
+from clipkit.losses.kernels.tiles import IGNORED_LOGIT, LOG2_E, PowerSums
 from clipkit.losses.pairs import PairLabels
 
 
@@ -20,7 +21,7 @@ class TorchTiles:
         self._memory: dict[int, Tensor] = {}
 
     def _buffer(self, number: int, shape: tuple[int, int], like: Tensor) -> Tensor:
-        """Buffer 0 or 1 as a matrix, with whatever is in it."""
+        """A buffer as a matrix, with whatever is in it."""
         size = shape[0] * shape[1]
         if number not in self._memory or self._memory[number].numel() < size:
             self._memory[number] = like.new_empty(size)
@@ -79,7 +80,8 @@ class TorchTiles:
         # The logit of being wrong: that of a negative pair, minus that of a positive one.
         logits = self._logits(image, text, scale).add_(bias)
         _negate_positives(logits, labels)
-        losses = torch.logaddexp(logits, scale.new_zeros(()), out=self._buffer(1, labels.shape, logits))
+        losses, work = (self._buffer(number, labels.shape, logits) for number in (1, 2))
+        softplus(logits, out=losses, work=work)
         if label_smoothing:
             losses.sub_(logits, alpha=label_smoothing / 2)
         kept = labels.kept()
@@ -100,6 +102,20 @@ class TorchTiles:
     def add_product(self, target: Tensor, left: Tensor, right: Tensor) -> None:
         """See `TileKernel`."""
         target.addmm_(left, right.to(target.dtype))
+
+
+def softplus(x: Tensor, *, out: Tensor, work: Tensor) -> Tensor:
+    """`log(1 + exp(x))` into `out`, with small relative errors also where it is small.
+
+    With `p = exp(-|x|)` and `u = 1 + p` as rounded, `log(1 + p) = log(u) + (p - (u - 1)) / u` makes up for
+    the digits of `p` that `u` has lost.
+    """
+    power = torch.abs(x, out=out).mul_(-LOG2_E).exp2_()
+    rounded = torch.add(power, 1, out=work)
+    lost = power.sub_(rounded.sub_(1))
+    rounded.add_(1)
+    lost.div_(rounded).add_(rounded.log_())
+    return lost.add_(torch.clamp(x, min=0, out=work))
 
 
 def _ignore(logits: Tensor, labels: PairLabels) -> None:

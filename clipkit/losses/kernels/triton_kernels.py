@@ -7,10 +7,10 @@ according to a `HAS_` flag is not read.
 import triton
 import triton.language as tl
 
-from clipkit.losses.kernels.tiles import IGNORED_LOGIT
+from clipkit.losses.kernels.tiles import IGNORED_LOGIT, LOG2_E
 
 _IGNORED_LOGIT = tl.constexpr(IGNORED_LOGIT)
-_LOG2_E = tl.constexpr(1.4426950408889634)
+_LOG2_E = tl.constexpr(LOG2_E)
 
 
 @triton.jit
@@ -392,9 +392,9 @@ def sigmoid_kernel(
     weight = weight + tl.load(column_weights + columns, mask=columns < C, other=0.0)[None, :]
     weight = tl.where(kept, weight, 0.0)
     power = tl.exp2(-tl.abs(logits) * _LOG2_E)
-    # log(1 + x) of a small x by its series, since 1 + x has lost its digits.
-    series = power * (1 - power * (1 / 2 - power * (1 / 3 - power * (1 / 4 - power / 5))))
-    softplus = tl.maximum(logits, 0.0) + tl.where(power < 0.03, series, tl.log(1 + power))
+    # As in `torch_tiles.softplus`: the second term makes up for digits of the power that the sum has lost.
+    rounded = 1 + power
+    softplus = tl.maximum(logits, 0.0) + tl.log(rounded) + (power - (rounded - 1)) / rounded
     losses = weight * (softplus - smoothing * logits)
     tl.store(value + tl.program_id(0), tl.sum(tl.sum(losses, 1), 0))
     if WITH_GRADIENT:

@@ -163,7 +163,7 @@ def _combine(largest: Tensor, total: Tensor) -> PowerSums:
 
 
 def _features(image: Tensor, text: Tensor, *scalars: Tensor) -> tuple[Any, ...]:
-    assert image.stride(1) == text.stride(1) == 1
+    assert image.shape[1] == 1 or image.stride(1) == text.stride(1) == 1
     sizes = image.shape[0], text.shape[0], image.shape[1]
     return image, text, image.stride(0), text.stride(0), *scalars, *sizes
 
