@@ -122,16 +122,28 @@ def print_memory_of(objective: str, name: str, num_pairs: int) -> None:
 
 def compare(objective: str, num_pairs: int, repeats: int, inputs: list[Tensor]) -> list[str]:
     """Table rows of all contestants at one size; the first one's lead over each."""
-    seconds: dict[str, list[float]] = {}
+    runs = contestants(objective, inputs)
+    ours = next(iter(runs))
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    failed: set[str] = set()
     for repeat in range(repeats + 1):
-        for name, run in contestants(objective, inputs).items():
-            took = step_seconds(run, inputs)
+        for name in [name for name in runs if name not in failed]:
+            try:
+                took = step_seconds(runs[name], inputs)
+            except torch.OutOfMemoryError:
+                failed.add(name)
+                torch.cuda.empty_cache()
+                continue
             if repeat:  # the first turn warms up
-                seconds.setdefault(name, []).append(took)
-    memory = {name: memory_alone(objective, name, num_pairs) for name in seconds}
-    ours = next(iter(seconds))
+                seconds[name].append(took)
+    if inputs[0].is_cuda:
+        torch.cuda.empty_cache()  # for the processes that measure memory
+    memory = {name: memory_alone(objective, name, num_pairs) for name in runs if name not in failed}
     rows = []
     for name, took in seconds.items():
+        if name in failed:
+            rows.append(f"| {objective} | {num_pairs:,} | {name} | out of memory | | | |")
+            continue
         ratios = [b / a for a, b in zip(seconds[ours], took, strict=True)]
         lead = f"**{statistics.median(ratios):.2f}** ({min(ratios):.2f} to {max(ratios):.2f})"
         rows.append(
@@ -139,7 +151,7 @@ def compare(objective: str, num_pairs: int, repeats: int, inputs: list[Tensor]) 
             f"({min(took):.3f} to {max(took):.3f}) | {'1' if name == ours else lead} "
             f"| {memory[name] / 2**20:,.0f} | {memory[name] / memory[ours]:.1f} |"
         )
-        print(rows[-1], flush=True)
+    print("\n".join(rows), flush=True)
     return rows
 
 
@@ -261,10 +273,7 @@ def _loopback_bytes() -> int:
 def gpu_part(repeats: int) -> str:
     rows = []
     for objective, num_pairs in (("softmax", 16_384), ("softmax", 65_536), ("sigmoid", 65_536)):
-        try:
-            rows += compare(objective, num_pairs, repeats, features(num_pairs, "cuda", torch.bfloat16))
-        except torch.OutOfMemoryError:
-            rows.append(f"| {objective} | {num_pairs:,} | out of memory | | | | |")
+        rows += compare(objective, num_pairs, repeats, features(num_pairs, "cuda", torch.bfloat16))
     inputs = features(524_288, "cuda", torch.bfloat16)
     run = contestants("softmax", inputs)["clipkit triton"]
     step_seconds(run, inputs)

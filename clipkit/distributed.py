@@ -7,8 +7,8 @@ reads the same on a laptop and on a cluster.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from typing import Final, Literal
+from collections.abc import Callable, Sequence
+from typing import Any, Final, Literal
 
 import torch
 import torch.distributed as dist
@@ -44,8 +44,19 @@ def local_rank() -> int:
 
 
 def ranks_per_node() -> int:
-    """Number of ranks on this machine, as torchrun sets it; all of them where it does not."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))
+    """Number of ranks on each machine, as torchrun sets it.
+
+    Raises:
+        ValueError: there are several ranks, and LOCAL_WORLD_SIZE is not set.
+    """
+    if not is_distributed():
+        return 1
+    if "LOCAL_WORLD_SIZE" not in os.environ:
+        raise ValueError(
+            "which ranks share a machine is not known: launch with torchrun, or set LOCAL_WORLD_SIZE to the "
+            "number of ranks on each machine"
+        )
+    return int(os.environ["LOCAL_WORLD_SIZE"])
 
 
 def make_group(scope: Scope, group_size: int | None = None) -> Group:
@@ -134,10 +145,10 @@ def gather_rows(rows: Tensor, counts: Sequence[int], group: Group = None) -> Ten
         return rows
     longest = max(counts)
     gathered = rows.new_empty(len(counts) * longest, *rows.shape[1:])
-    blocks = gathered.view(len(counts), longest, *rows.shape[1:]).unbind()
-    dist.all_gather(list(blocks), pad_rows(rows, longest), group=group)
+    _newest("all_gather_single", "all_gather_into_tensor")(gathered, pad_rows(rows, longest), group=group)
     if min(counts) == longest:
         return gathered
+    blocks = torch.split(gathered, longest)
     return torch.cat([block[:count] for block, count in zip(blocks, counts, strict=True)])
 
 
@@ -155,10 +166,18 @@ def sum_to_owners(rows: Tensor, counts: Sequence[int], group: Group = None) -> T
     if isinstance(group, str) or world_size(group) == 1:
         return rows
     longest = max(counts)
-    blocks = [pad_rows(block, longest) for block in torch.split(rows, list(counts))]
-    own = torch.empty_like(blocks[0])
-    dist.reduce_scatter(own, blocks, op=dist.ReduceOp.SUM, group=group)
+    if min(counts) < longest:
+        rows = torch.cat([pad_rows(block, longest) for block in torch.split(rows, list(counts))])
+    own = rows.new_empty(longest, *rows.shape[1:])
+    sum_and_scatter = _newest("reduce_scatter_single", "reduce_scatter_tensor")
+    sum_and_scatter(own, rows.contiguous(), op=dist.ReduceOp.SUM, group=group)
     return own[: counts[rank(group)]]
+
+
+def _newest(name: str, older_name: str) -> Callable[..., Any]:
+    """A collective by the name that this version of torch does not warn of."""
+    function: Callable[..., Any] = getattr(dist, name, None) or getattr(dist, older_name)
+    return function
 
 
 def pad_rows(rows: Tensor, num_rows: int) -> Tensor:

@@ -181,10 +181,11 @@ class _AllRows(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, layout: RowLayout, exchange: ExchangeName) -> Tensor:
-        ctx.layout, ctx.exchange = layout, exchange
+        ctx.layout, ctx.exchange, ctx.dtype = layout, exchange, rows.dtype
+        at_least_fp32 = torch.promote_types(rows.dtype, torch.float32)
         if exchange == "gather":
-            return layout.gather(rows)
-        gathered = rows.new_empty(layout.num_rows, *rows.shape[1:])
+            return layout.gather(rows).to(at_least_fp32)
+        gathered = rows.new_empty(layout.num_rows, *rows.shape[1:], dtype=at_least_fp32)
         EXCHANGES[exchange](rows, layout, lambda block, place: _copy(block, gathered[place]))
         return gathered
 
@@ -193,9 +194,11 @@ class _AllRows(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None]:
         layout: RowLayout = ctx.layout
         if ctx.exchange == "gather":
-            return sum_to_owners(grad, layout.counts, layout.group), None, None
-        nothing = grad.new_empty(layout.counts[layout.rank], 0)
-        return exchange_by_ring(nothing, layout, lambda _, place: grad[place]), None, None
+            own: Tensor | None = sum_to_owners(grad, layout.counts, layout.group)
+        else:
+            nothing = grad.new_empty(layout.counts[layout.rank], 0)
+            own = exchange_by_ring(nothing, layout, lambda _, place: grad[place])
+        return None if own is None else own.to(ctx.dtype), None, None
 
 
 def _copy(source: Tensor, target: Tensor) -> None:
@@ -229,10 +232,10 @@ def all_rows_with_grad(rows: Tensor, layout: RowLayout, exchange: ExchangeName =
         exchange: by which way they travel.
 
     Returns:
-        (sum of counts, ...); `rows` itself in a group of one.
+        (sum of counts, ...), in at least fp32, in which gradients are summed, too.
     """
     if layout.num_ranks == 1:
-        return rows
+        return rows.to(torch.promote_types(rows.dtype, torch.float32))
     gathered: Tensor = _AllRows.apply(rows, layout, exchange)
     return gathered
 

@@ -18,8 +18,8 @@ from clipkit.losses.kernels import triton_kernels
 from clipkit.losses.kernels.triton_tiles import TritonTiles
 
 KERNELS = {
-    triton_kernels.power_sums_kernel: "HAS_TARGETS",
-    triton_kernels.softmax_gradient_kernel: "HAS_TARGETS",
+    triton_kernels.power_sums_kernel: "HAS_UNIFORM",
+    triton_kernels.softmax_gradient_kernel: "HAS_UNIFORM",
     triton_kernels.sigmoid_kernel: "WITH_GRADIENT",
 }
 SETTINGS = ((90, "bf16", False), (90, "bf16", True), (90, "fp32", False), (80, "bf16", False))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 from itertools import accumulate
 from typing import Any
@@ -13,11 +14,12 @@ from loss_oracle import Case
 from memory import peak_bytes, received_bytes
 
 from clipkit import distributed
-from clipkit.losses import Pairs, clip_loss, siglip_loss
+from clipkit.losses import Pairs, clip_loss, kernels, siglip_loss
 from clipkit.losses.kernels import TILE_SIZES
-from clipkit.losses.kernels.triton_tiles import TritonTiles
 
-KERNELS = ("dense", "tiled", "triton")
+HAS_TRITON = importlib.util.find_spec("triton") is not None
+KERNELS = ("dense", "tiled", "triton") if HAS_TRITON else ("dense", "tiled")
+TILE_KERNELS = KERNELS[1:]
 EXCHANGES = ("gather", "ring")
 GROUP_SIZE = 2
 MEASURED_TILE_SIZE = 64
@@ -26,7 +28,10 @@ MEASURED_TILE_SIZE = 64
 def small_tiles() -> None:
     """Tiles that do not divide the batches of the tests, and blocks that do not divide the tiles."""
     TILE_SIZES.update(tiled=7, triton=18)
-    TritonTiles.block = (16, 16, 16)
+    if HAS_TRITON:
+        from clipkit.losses.kernels.triton_tiles import TritonTiles
+
+        TritonTiles.block = (16, 16, 16)
 
 
 def groups_of(scope: str, world_size: int, counts: tuple[int, ...]) -> list[list[int]]:
@@ -126,6 +131,21 @@ def against_open_clip(objective: str) -> list[list[np.ndarray]]:
     return results
 
 
+def automatic_kernel(objective: str) -> float:
+    """Loss of a rank whose own logits alone would ask for another kernel than those of the others."""
+    kernels.MAX_DENSE_LOGITS = 100
+    case = loss_oracle.cases()["uneven"]
+    own, pairs = own_pairs(case, None)
+    image, text = (whole[own].clone().requires_grad_() for whole in (case.image, case.text))
+    scale, bias = (torch.tensor(value) for value in (case.scale, case.bias))
+    if objective == "softmax":
+        loss = clip_loss(image, text, scale, pairs=pairs)
+    else:
+        loss = siglip_loss(image, text, scale, bias, pairs=pairs)
+    loss.backward()
+    return float(distributed.all_reduce_mean(loss))
+
+
 def loss_times_rank(objective: str, kernel: str, exchange: str) -> list[np.ndarray]:
     """Gradients of a loss that counts once on rank 0, twice on rank 1 and so on."""
     small_tiles()
@@ -142,12 +162,18 @@ def loss_times_rank(objective: str, kernel: str, exchange: str) -> list[np.ndarr
 
 
 def measured_cost(
-    objective: str, kernel: str, exchange: str, num_rows: int, embed_dim: int
+    objective: str,
+    kernel: str,
+    exchange: str,
+    num_rows: int,
+    embed_dim: int,
+    dtype: torch.dtype = torch.float32,
 ) -> tuple[int, int]:
     """Peak bytes above the features, and received bytes, of forward and backward on this rank."""
     TILE_SIZES.update(tiled=MEASURED_TILE_SIZE)
     generator = torch.Generator().manual_seed(distributed.rank())
-    image, text = (torch.randn(num_rows, embed_dim, generator=generator).requires_grad_() for _ in range(2))
+    whole = [torch.randn(num_rows, embed_dim, generator=generator) for _ in range(2)]
+    image, text = (x.to(dtype).requires_grad_() for x in whole)
     scale, bias = (torch.tensor(v, requires_grad=True) for v in (0.1, -5.0))
 
     def run() -> None:

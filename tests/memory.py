@@ -32,28 +32,37 @@ def received_bytes() -> Iterator[list[int]]:
     def size(tensor: Any, group: Any, factor: Callable[[int], float]) -> int:
         return round(tensor.numel() * tensor.element_size() * factor(dist.get_world_size(group)))
 
-    real = {
-        name: getattr(dist, name)
-        for name in ("all_gather", "all_reduce", "reduce_scatter", "batch_isend_irecv")
+    newest = {
+        older: getattr(dist, name, None) or getattr(dist, older)
+        for older, name in (
+            ("all_gather_into_tensor", "all_gather_single"),
+            ("reduce_scatter_tensor", "reduce_scatter_single"),
+        )
     }
+    real = {name: getattr(dist, name) for name in ("all_reduce", "batch_isend_irecv")}
 
-    def all_gather(outputs, tensor, group=None):  # type: ignore[no-untyped-def]
+    def all_gather(output, tensor, group=None):  # type: ignore[no-untyped-def]
         received.append(size(tensor, group, lambda n: n - 1))
-        return real["all_gather"](outputs, tensor, group=group)
+        return newest["all_gather_into_tensor"](output, tensor, group=group)
 
     def all_reduce(tensor, op=dist.ReduceOp.SUM, group=None):  # type: ignore[no-untyped-def]
         received.append(size(tensor, group, lambda n: 2 * (n - 1) / n))
         return real["all_reduce"](tensor, op=op, group=group)
 
-    def reduce_scatter(output, inputs, op=dist.ReduceOp.SUM, group=None):  # type: ignore[no-untyped-def]
+    def reduce_scatter(output, tensor, op=dist.ReduceOp.SUM, group=None):  # type: ignore[no-untyped-def]
         received.append(size(output, group, lambda n: n - 1))
-        return real["reduce_scatter"](output, inputs, op=op, group=group)
+        return newest["reduce_scatter_tensor"](output, tensor, op=op, group=group)
 
     def batch_isend_irecv(operations):  # type: ignore[no-untyped-def]
         received.extend(o.tensor.numel() * o.tensor.element_size() for o in operations if o.op is dist.irecv)
         return real["batch_isend_irecv"](operations)
 
     with pytest.MonkeyPatch.context() as patch:
-        for replacement in (all_gather, all_reduce, reduce_scatter, batch_isend_irecv):
-            patch.setattr(dist, replacement.__name__, replacement)
+        for names, replacement in (
+            (("all_gather_single", "all_gather_into_tensor"), all_gather),
+            (("reduce_scatter_single", "reduce_scatter_tensor"), reduce_scatter),
+            (("all_reduce",), all_reduce),
+            (("batch_isend_irecv",), batch_isend_irecv),
+        ):
+            patch.setattr(dist, next(name for name in names if hasattr(dist, name)), replacement)
         yield received

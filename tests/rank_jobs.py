@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
@@ -129,6 +130,12 @@ def gathered_rows() -> Tensor:
     """Unequal numbers of rows: rank r has r of them, all equal to r."""
     rank = distributed.rank()
     return distributed.all_gather_rows(torch.full((rank, 2), float(rank)))
+
+
+def without_local_world_size() -> int:
+    """As under a launcher other than torchrun."""
+    del os.environ["LOCAL_WORLD_SIZE"]
+    return distributed.ranks_per_node()
 
 
 def command(arguments: list[str]) -> int:

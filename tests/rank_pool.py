@@ -20,13 +20,17 @@ def _serve(connection: Connection) -> None:
     import torch
     import torch.distributed as dist
 
+    # It takes the group that there is when it is imported for the default of its functions.
+    import torch.distributed.nn
+
     torch.set_num_threads(1)
     while True:
         message = connection.recv()
         if message is None:
             return
         function, arguments, rank, world_size, store = message
-        os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size))
+        sizes = {"WORLD_SIZE": str(world_size), "LOCAL_WORLD_SIZE": str(world_size)}
+        os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), **sizes)
         try:
             if world_size > 1:
                 dist.init_process_group(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import loss_jobs
 import pytest
+import torch
 from rank_pool import RankPool
 
 from clipkit.losses import kernels
@@ -30,6 +31,21 @@ def test_costs_are_those_measured(
         objective, kernel, exchange, num_rows=NUM_ROWS, num_ranks=world_size, embed_dim=EMBED_DIM
     )
     for peak_bytes, received_bytes in measured:
+        assert peak_bytes == pytest.approx(cost.memory_bytes, rel=0.25)
+        assert received_bytes == pytest.approx(cost.received_bytes, rel=1e-3)
+
+
+@pytest.mark.parametrize("kernel", ["dense", "tiled"])
+@pytest.mark.parametrize("objective", ["softmax", "sigmoid"])
+def test_costs_of_half_precision(
+    ranks: RankPool, monkeypatch: pytest.MonkeyPatch, objective: str, kernel: str
+) -> None:
+    monkeypatch.setitem(kernels.TILE_SIZES, "tiled", loss_jobs.MEASURED_TILE_SIZE)
+    job = loss_jobs.measured_cost, objective, kernel, "gather", NUM_ROWS, EMBED_DIM, torch.bfloat16
+    cost = loss_cost(
+        objective, kernel, "gather", num_rows=NUM_ROWS, num_ranks=2, embed_dim=EMBED_DIM, feature_bytes=2
+    )
+    for peak_bytes, received_bytes in ranks.run(2, *job):
         assert peak_bytes == pytest.approx(cost.memory_bytes, rel=0.25)
         assert received_bytes == pytest.approx(cost.received_bytes, rel=1e-3)
 

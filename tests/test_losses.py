@@ -16,9 +16,8 @@ from rank_pool import RankPool
 
 from clipkit import distributed
 from clipkit.losses import Pairs, clip_loss, siglip_loss
-from clipkit.losses.kernels import TILE_SIZES, choose_kernel
+from clipkit.losses.kernels import TILE_SIZES, choose_kernel, make_kernel
 from clipkit.losses.kernels.torch_tiles import softplus
-from clipkit.losses.kernels.triton_tiles import TritonTiles
 
 CASES = list(loss_oracle.cases())
 SCOPES = [(1, "world"), (2, "world"), (2, "local"), (4, "world"), (4, "group"), (4, "local")]
@@ -36,7 +35,10 @@ def _siglip(image: torch.Tensor, text: torch.Tensor, scale: torch.Tensor, **sett
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, size in TILE_SIZES.items():
         monkeypatch.setitem(TILE_SIZES, name, size)
-    monkeypatch.setattr(TritonTiles, "block", TritonTiles.block)
+    if loss_jobs.HAS_TRITON:
+        from clipkit.losses.kernels.triton_tiles import TritonTiles
+
+        monkeypatch.setattr(TritonTiles, "block", TritonTiles.block)
     loss_jobs.small_tiles()
 
 
@@ -133,18 +135,25 @@ def test_towers_may_be_exchanged(loss) -> None:  # type: ignore[no-untyped-def]
     torch.testing.assert_close(loss(image, text, scale), loss(text, image, scale))
 
 
+@pytest.mark.parametrize("is_matched", [False, True])
 @pytest.mark.parametrize("kernel", loss_jobs.KERNELS)
 @pytest.mark.parametrize("loss", [clip_loss, _siglip])
-def test_half_precision_features_are_scored_in_fp32(small_tiles: None, loss, kernel: str) -> None:  # type: ignore[no-untyped-def]
-    image, text = (_unit(40, 32, seed).bfloat16().requires_grad_() for seed in (0, 1))
+def test_half_precision_features_are_scored_in_fp32(
+    small_tiles: None, loss, kernel: str, is_matched: bool
+) -> None:  # type: ignore[no-untyped-def]
+    image, text = _unit(40, 32, 0), _unit(40, 32, 1)
+    if is_matched:  # the probabilities of the pairs are near 1, and their gradients a small rest
+        text = F.normalize(image + 0.8 * text, dim=-1)
+    image, text = (x.bfloat16().requires_grad_() for x in (image, text))
     exact_image, exact_text = (x.detach().double().requires_grad_() for x in (image, text))
-    exact = loss(exact_image, exact_text, torch.tensor(100.0, dtype=torch.float64))
+    scale = torch.tensor(14.0 if is_matched else 100.0)
+    exact = loss(exact_image, exact_text, scale.double())
     exact.backward()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        value = loss(image, text, torch.tensor(100.0), kernel=kernel)
+        value = loss(image, text, scale, kernel=kernel)
     value.backward()
     assert value.dtype == torch.float32
-    assert float(value.detach()) == pytest.approx(float(exact.detach()), rel=1e-5)
+    assert float(value.detach()) == pytest.approx(float(exact.detach()), rel=1e-4)
     for half, expected in ((image, exact_image), (text, exact_text)):
         assert half.grad.dtype == torch.bfloat16
         assert (half.grad.double() - expected.grad).norm() < 1e-2 * expected.grad.norm()
@@ -155,14 +164,15 @@ def test_half_precision_features_are_scored_in_fp32(small_tiles: None, loss, ker
     num_pairs=st.integers(1, 40),
     embed_dim=st.integers(1, 20),
     tile_size=st.integers(1, 48),
-    kernel=st.sampled_from(["tiled", "triton"]),
+    kernel=st.sampled_from(loss_jobs.TILE_KERNELS),
     loss=st.sampled_from([clip_loss, _siglip]),
 )
 def test_any_shape(num_pairs: int, embed_dim: int, tile_size: int, kernel: str, loss) -> None:  # type: ignore[no-untyped-def]
     gradients = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(TILE_SIZES, kernel, tile_size)
-        patch.setattr(TritonTiles, "block", (16, 32, 16))
+        if kernel == "triton":
+            patch.setattr("clipkit.losses.kernels.triton_tiles.TritonTiles.block", (16, 32, 16))
         for name in ("dense", kernel):
             image, text = (_unit(num_pairs, embed_dim, seed).requires_grad_() for seed in (0, 1))
             scale = torch.tensor(9.0, requires_grad=True)
@@ -173,7 +183,7 @@ def test_any_shape(num_pairs: int, embed_dim: int, tile_size: int, kernel: str, 
         torch.testing.assert_close(computed, expected, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("kernel", ["tiled", "triton"])
+@pytest.mark.parametrize("kernel", loss_jobs.TILE_KERNELS)
 @pytest.mark.parametrize("loss", [clip_loss, _siglip])
 def test_nearly_identical_features_at_the_largest_scale(loss, kernel: str) -> None:  # type: ignore[no-untyped-def]
     num_pairs = 16_384 if kernel == "tiled" else 512
@@ -208,13 +218,43 @@ def test_tiles_keep_few_bytes_for_the_backward(
         assert 0 < kept <= (4 * num_pairs * embed_dim + 4 * num_pairs) * 4
 
 
-@pytest.mark.parametrize("kernel", ["tiled", "triton"])
+@pytest.mark.parametrize("kernel", loss_jobs.TILE_KERNELS)
 @pytest.mark.parametrize("loss", [clip_loss, _siglip])
 def test_features_may_lie_anyhow_in_memory(small_tiles: None, loss, kernel: str) -> None:  # type: ignore[no-untyped-def]
     image, text, scale = _unit(20, 4, 0), _unit(20, 4, 1), torch.tensor(5.0)
+    table = torch.randint(0, 6, (20, 2), generator=torch.Generator().manual_seed(2))
+    ignored = torch.rand(20, 20, generator=torch.Generator().manual_seed(3)) < 0.3
+    pairs = {"positive_keys": table[:, 0], "ignored_keys": table[:, 1], "ignored": ignored.T.contiguous().T}
     columns_first = [x.T.contiguous().T for x in (image, text)]
-    assert not columns_first[0].is_contiguous()
-    torch.testing.assert_close(loss(*columns_first, scale, kernel=kernel), loss(image, text, scale))
+    assert not any(x.is_contiguous() for x in (*columns_first, *pairs.values()))
+    expected = loss(image, text, scale, pairs=Pairs(**{k: v.contiguous() for k, v in pairs.items()}))
+    torch.testing.assert_close(loss(*columns_first, scale, kernel=kernel, pairs=Pairs(**pairs)), expected)
+
+
+@pytest.mark.parametrize("kernel", loss_jobs.KERNELS)
+@pytest.mark.parametrize("loss", [clip_loss, _siglip])
+def test_a_logit_scale_may_have_a_dimension(loss, kernel: str) -> None:  # type: ignore[no-untyped-def]
+    scale = torch.tensor([5.0], requires_grad=True)
+    value = loss(_unit(6, 4, 0), _unit(6, 4, 1), scale, kernel=kernel)
+    value.backward()
+    assert value.shape == ()
+    assert scale.grad.shape == (1,)
+
+
+@pytest.mark.parametrize("kernel", loss_jobs.TILE_KERNELS)
+def test_without_gradients_none_are_computed(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    image, text = _unit(6, 4, 0).requires_grad_(), _unit(6, 4, 1).requires_grad_()
+    expected = float(_siglip(image, text, torch.tensor(5.0), kernel=kernel).detach())
+    owner = type(make_kernel(kernel))
+    monkeypatch.setattr(owner, "add_product", lambda *_: pytest.fail("a gradient was computed"))
+    with torch.no_grad():
+        assert float(_siglip(image, text, torch.tensor(5.0), kernel=kernel)) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("objective", ["softmax", "sigmoid"])
+def test_all_ranks_choose_one_kernel(ranks: RankPool, objective: str) -> None:
+    expected = float(_expected(4, objective, "world", "uneven")["loss"])
+    assert ranks.run(4, loss_jobs.automatic_kernel, objective) == pytest.approx([expected] * 4, rel=1e-5)
 
 
 @pytest.mark.parametrize("exchange", loss_jobs.EXCHANGES)
@@ -295,8 +335,9 @@ def test_refuses_settings_out_of_range() -> None:
         clip_loss(image, text, scale, kernel="fast")
     with pytest.raises(ValueError, match="unknown exchange 'tree'; choose from gather, ring"):
         clip_loss(image, text, scale, exchange="tree")
-    with pytest.raises(ValueError, match=r"got torch.float64; use 'tiled' or 'auto'"):
-        clip_loss(image.double(), text.double(), scale.double(), kernel="triton")
+    for dtype in (torch.float64, torch.float16):
+        with pytest.raises(ValueError, match=rf"got {dtype}; use 'tiled' or 'auto'"):
+            choose_kernel("triton", torch.device("cpu"), dtype, num_rows=4, num_columns=4)
 
 
 def test_refuses_a_kernel_that_the_device_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:

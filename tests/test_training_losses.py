@@ -131,7 +131,11 @@ def test_the_plan_of_four_ranks(tmp_path: Path, scenes: Path, ranks: RankPool) -
         (["--loss.group-size", "2"], "no other scope takes any; got scope=world, group_size=2"),
         (
             ["--loss.scope", "group", "--loss.group-size", "2"],
-            "loss.group_size: a group must have a size that",
+            "loss.group_size=2: a group must have a size that",
+        ),
+        (
+            ["--loss.plan", "--loss.scope", "group", "--loss.group-size", "2"],
+            "loss.group_size=2: a group must have a size that divides the number of ranks, got 2 of 1 ranks",
         ),
         (["--loss.label-smoothing", "1"], "loss.label_smoothing must be in [0, 1), got 1.0"),
     ],

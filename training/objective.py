@@ -82,16 +82,26 @@ def build_objective(config: LossConfig) -> Objective:
     Raises:
         ValueError: the ranks cannot be divided into such groups.
     """
-    try:
-        group = distributed.make_group(config.scope, group_size_of(config))
-    except ValueError as error:
-        name = "group_nodes" if config.group_nodes else "group_size"
-        raise ValueError(f"loss.{name}: {error}") from error
+    group = distributed.make_group(config.scope, group_size_of(config))
     return Objective(config=config, group=group)
 
 
-def group_size_of(config: LossConfig) -> int | None:
-    """Ranks of a group, which may be given as whole machines."""
-    if config.group_nodes is not None:
-        return config.group_nodes * distributed.ranks_per_node()
-    return config.group_size
+def group_size_of(config: LossConfig) -> int:
+    """Number of ranks whose pairs are each other's negatives.
+
+    Raises:
+        ValueError: the ranks cannot be divided into such groups, or it is not known which share a machine.
+    """
+    if config.scope != "group":
+        return distributed.world_size() if config.scope == "world" else 1
+    try:
+        if config.group_nodes is not None:
+            size = config.group_nodes * distributed.ranks_per_node()
+        else:
+            assert config.group_size is not None
+            size = config.group_size
+        distributed.check_group_size(size)
+    except ValueError as error:
+        name = "group_nodes" if config.group_nodes else "group_size"
+        raise ValueError(f"loss.{name}={getattr(config, name)}: {error}") from error
+    return size

@@ -57,9 +57,7 @@ def plan_rows(config: TrainConfig, features: torch.Tensor) -> list[PlanRow]:
         features: (any, D), as the model gives them: for their width, dtype and device.
     """
     num_rows, world_size = config.data.batch_size_per_rank, distributed.world_size()
-    own_size = {"world": world_size, "group": group_size_of(config.loss), "local": 1}[config.loss.scope]
-    assert own_size is not None
-    distributed.check_group_size(own_size)
+    own_size = group_size_of(config.loss)
     chosen_kernel = choose_kernel(
         config.loss.kernel,
         features.device,

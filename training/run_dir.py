@@ -18,7 +18,9 @@ CONFIG_NAME = "config.yaml"
 CHECKPOINTS_NAME = "checkpoints"
 
 _FREE_TO_CHANGE = {"output", "resume", "checkpoint", "log", "eval", "data.num_workers", "steps", "epochs"}
-"""Settings that leave the steps already taken as they are: bookkeeping, and the length of the run."""
+_FREE_TO_CHANGE |= {"loss.kernel", "loss.exchange", "loss.plan"}
+"""Settings that leave the steps already taken as they are: bookkeeping, the length of the run, and the way by
+which the same loss is computed."""
 
 
 def find_checkpoint(config: TrainConfig) -> Path | None:

@@ -9,7 +9,7 @@ from clipkit.distributed import Group
 from clipkit.exchange import ExchangeName
 from clipkit.losses.dense import softmax_sums
 from clipkit.losses.inputs import check_inputs, negative_logits
-from clipkit.losses.kernels import KernelName, choose_kernel, make_kernel
+from clipkit.losses.kernels import KernelName, choose_kernel
 from clipkit.losses.pairs import Pairs, label_pairs, with_softmax_targets
 from clipkit.losses.tiled import SoftmaxSums
 
@@ -54,28 +54,25 @@ def clip_loss(
     layout = check_inputs(
         image_features, text_features, pairs, group=group, label_smoothing=label_smoothing, exchange=exchange
     )
-    num_own, num_all, device = image_features.shape[0], layout.num_rows, image_features.device
-    chosen = choose_kernel(kernel, device, image_features.dtype, num_rows=num_own, num_columns=num_all)
+    device = image_features.device
+    chosen = choose_kernel(
+        kernel, device, image_features.dtype, num_rows=max(layout.counts), num_columns=layout.num_rows
+    )
     with torch.autocast(device.type, enabled=False):
-        scale = logit_scale.to(torch.promote_types(image_features.dtype, torch.float32))
+        scale = logit_scale.reshape(()).to(torch.promote_types(image_features.dtype, torch.float32))
         labels = label_pairs(pairs, layout, scale.detach())
         negatives = pairs.negative_text_features
-        if label_smoothing or pairs.positive_keys is not None:
-            num_extra = 0 if negatives is None else negatives.shape[1]
-            labels = with_softmax_targets(
-                labels, layout, label_smoothing=label_smoothing, num_extra=num_extra
-            )
+        num_extra = 0 if negatives is None else negatives.shape[1]
+        labels = with_softmax_targets(labels, layout, label_smoothing=label_smoothing, num_extra=num_extra)
         if chosen == "dense":
             sums = softmax_sums(image_features, text_features, scale, labels, layout, exchange)
         else:
-            sums = SoftmaxSums.apply(
-                image_features, text_features, scale, labels, layout, make_kernel(chosen), exchange
-            )
+            sums = SoftmaxSums.apply(image_features, text_features, scale, labels, layout, chosen, exchange)
         row_log_sums, column_log_sums, on_target = sums
         if negatives is not None:
             extra = negative_logits(image_features, negatives, scale)
             row_log_sums = torch.logaddexp(row_log_sums, extra.logsumexp(1))
-            if labels.targets is not None:
+            if labels.targets is not None and labels.targets.row_uniform is not None:
                 on_target = on_target + extra.sum(1) @ labels.targets.row_uniform
         own_column_weights = labels.column_weights[layout.own]
         loss: Tensor = row_log_sums @ labels.row_weights + column_log_sums @ own_column_weights - on_target

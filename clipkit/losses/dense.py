@@ -21,11 +21,10 @@ def softmax_sums(
     exchange: ExchangeName,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What `tiled.SoftmaxSums` computes."""
-    all_text_features = at_least_fp32(all_rows_with_grad(text_features, layout, exchange))
+    all_text_features = all_rows_with_grad(text_features, layout, exchange)
     logits = logit_scale * at_least_fp32(image_features) @ all_text_features.T
-    if labels.targets is None:
-        targets = labels.row_weights + labels.column_weights[layout.own]
-        on_target = logits.diagonal(labels.diagonal) @ targets
+    if labels.has_diagonal_targets:
+        on_target = logits.diagonal(labels.diagonal) @ labels.diagonal_targets()
     else:
         on_target = (logits * labels.target_matrix()).sum()
     kept = labels.kept()
@@ -55,7 +54,7 @@ def sigmoid_sum(
     label_smoothing: float,
 ) -> Tensor:
     """What `tiled.SigmoidSum` computes."""
-    all_text_features = at_least_fp32(all_rows_with_grad(text_features, layout, exchange))
+    all_text_features = all_rows_with_grad(text_features, layout, exchange)
     logits = logit_scale * at_least_fp32(image_features) @ all_text_features.T + logit_bias
     wrongness = logits * (1 - 2 * labels.positive().to(logits.dtype))
     losses = -F.logsigmoid(-wrongness) - label_smoothing / 2 * wrongness

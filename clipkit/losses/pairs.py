@@ -48,16 +48,17 @@ class Targets:
 
     row_positive: Tensor
     column_positive: Tensor
-    row_uniform: Tensor
-    column_uniform: Tensor
+    row_uniform: Tensor | None
+    """With label smoothing, as for the columns."""
+    column_uniform: Tensor | None
 
     def tile(self, rows: slice, columns: slice) -> Targets:
         """The targets of some rows and columns."""
         return Targets(
             row_positive=self.row_positive[rows],
             column_positive=self.column_positive[columns],
-            row_uniform=self.row_uniform[rows],
-            column_uniform=self.column_uniform[columns],
+            row_uniform=_part(self.row_uniform, rows),
+            column_uniform=_part(self.column_uniform, columns),
         )
 
 
@@ -82,22 +83,18 @@ class PairLabels:
     ignored: Tensor | None = None
     """(R, C) bool."""
     targets: Targets | None = None
-    """For the softmax loss, unless the positives are on the diagonal and take all of the target."""
+    """For the softmax loss."""
 
     def tile(self, rows: slice, columns: slice) -> PairLabels:
         """The labels of some rows and columns; both slices have a start."""
-
-        def cut(vector: Tensor | None, part: slice) -> Tensor | None:
-            return None if vector is None else vector[part]
-
         return PairLabels(
             row_weights=self.row_weights[rows],
             column_weights=self.column_weights[columns],
             diagonal=self.diagonal + rows.start - columns.start,
-            row_keys=cut(self.row_keys, rows),
-            column_keys=cut(self.column_keys, columns),
-            row_ignored_keys=cut(self.row_ignored_keys, rows),
-            column_ignored_keys=cut(self.column_ignored_keys, columns),
+            row_keys=_part(self.row_keys, rows),
+            column_keys=_part(self.column_keys, columns),
+            row_ignored_keys=_part(self.row_ignored_keys, rows),
+            column_ignored_keys=_part(self.column_ignored_keys, columns),
             ignored=None if self.ignored is None else self.ignored[rows, columns],
             targets=None if self.targets is None else self.targets.tile(rows, columns),
         )
@@ -111,6 +108,25 @@ class PairLabels:
     def can_be_ignored(self) -> bool:
         """Whether some pairs may be left out."""
         return self.ignored is not None or self.row_ignored_keys is not None
+
+    @property
+    def has_diagonal(self) -> bool:
+        """Whether the diagonal crosses this rectangle."""
+        num_rows, num_columns = self.shape
+        return -num_rows < self.diagonal < num_columns
+
+    @property
+    def has_diagonal_targets(self) -> bool:
+        """Whether there are no targets but on the diagonal."""
+        return self.row_keys is None and self.targets is not None and self.targets.row_uniform is None
+
+    def diagonal_targets(self) -> Tensor:
+        """Targets along the diagonal, as far as it crosses this rectangle."""
+        assert self.targets is not None
+        first_row, first_column = max(-self.diagonal, 0), max(self.diagonal, 0)
+        length = max(0, min(self.shape[0] - first_row, self.shape[1] - first_column))
+        of_rows = self.targets.row_positive[first_row : first_row + length]
+        return of_rows + self.targets.column_positive[first_column : first_column + length]
 
     def positive(self) -> Tensor:
         """(R, C) bool: the positive pairs."""
@@ -136,10 +152,15 @@ class PairLabels:
         """(R, C): the targets written out."""
         assert self.targets is not None
         t, kept = self.targets, self.kept()
-        uniform = t.row_uniform[:, None] + t.column_uniform
-        if kept is not None:
-            uniform = uniform * kept
-        return uniform + self.positive() * (t.row_positive[:, None] + t.column_positive)
+        targets = self.positive() * (t.row_positive[:, None] + t.column_positive)
+        if t.row_uniform is not None and t.column_uniform is not None:
+            uniform = t.row_uniform[:, None] + t.column_uniform
+            targets += uniform if kept is None else uniform * kept
+        return targets
+
+
+def _part(vector: Tensor | None, part: slice) -> Tensor | None:
+    return None if vector is None else vector[part]
 
 
 def label_pairs(pairs: Pairs, layout: RowLayout, like: Tensor) -> PairLabels:
@@ -170,13 +191,13 @@ def label_pairs(pairs: Pairs, layout: RowLayout, like: Tensor) -> PairLabels:
     own = layout.own
 
     def gathered(keys: Tensor | None) -> Tensor | None:
-        return None if keys is None else layout.gather(keys.to(like.device, torch.int64))
+        return None if keys is None else layout.gather(keys.to(like.device, torch.int64).contiguous())
 
     keys, ignored_keys = gathered(pairs.positive_keys), gathered(pairs.ignored_keys)
     if pairs.weights is None:
         weights = like.new_full((num_all,), layout.num_ranks / (2 * max(num_all, 1)))
     else:
-        weights = layout.gather(pairs.weights.detach().to(like))
+        weights = layout.gather(pairs.weights.detach().to(like).contiguous())
         smallest = torch.finfo(like.dtype).tiny
         weights = weights * (layout.num_ranks / 2) / weights.sum().clamp(min=smallest)
     return PairLabels(
@@ -187,7 +208,7 @@ def label_pairs(pairs: Pairs, layout: RowLayout, like: Tensor) -> PairLabels:
         column_keys=keys,
         row_ignored_keys=None if ignored_keys is None else ignored_keys[own],
         column_ignored_keys=ignored_keys,
-        ignored=None if pairs.ignored is None else pairs.ignored.to(like.device, torch.bool),
+        ignored=None if pairs.ignored is None else pairs.ignored.to(like.device, torch.bool).contiguous(),
     )
 
 
@@ -203,15 +224,11 @@ def with_softmax_targets(
         label_smoothing: in [0, 1).
         num_extra: columns that each row has besides, for its own negative texts.
     """
-    if labels.column_keys is None:
-        share = torch.full_like(labels.column_weights, 1 - label_smoothing)
-    else:
+    share = torch.full_like(labels.column_weights, 1 - label_smoothing)
+    if labels.column_keys is not None:
         _, inverse, counts = torch.unique(labels.column_keys, return_inverse=True, return_counts=True)
-        share = (1 - label_smoothing) / counts[inverse].to(labels.column_weights)
-    row_uniform, column_uniform = (
-        torch.zeros_like(labels.row_weights),
-        torch.zeros_like(labels.column_weights),
-    )
+        share = share / counts[inverse]
+    row_uniform, column_uniform = None, None
     if label_smoothing:
         kept_in_row, kept_in_column = _num_kept(labels, layout)
         row_uniform = labels.row_weights * label_smoothing / (kept_in_row + num_extra)

@@ -7,6 +7,7 @@ from typing import Literal
 
 from clipkit.exchange import ExchangeName
 from clipkit.losses.kernels import TILE_SIZES, ResolvedKernel
+from clipkit.losses.kernels.tiles import CAST_ELEMENTS
 
 Objective = Literal["softmax", "sigmoid"]
 
@@ -49,6 +50,7 @@ def loss_cost(
         embed_dim: width of the features.
         feature_bytes: size of one number of the features.
     """
+    is_half = feature_bytes < 4
     others, is_dense = num_ranks - 1, kernel == "dense"
     num_columns, own = num_rows * num_ranks, num_rows * embed_dim
     num_passes = 1 if is_dense or objective == "sigmoid" else 2
@@ -56,13 +58,15 @@ def loss_cost(
 
     received = num_passes * others * own * feature_bytes
     hops = num_ranks if exchange == "ring" and others else others
-    received += hops * own * (feature_bytes if is_dense else 4)
+    received += hops * own * 4
     if objective == "softmax":
         received += (4 if is_dense else 5) * others * num_rows * 4
 
     if is_dense:
         memory = _DENSE_COPIES[objective] * num_rows * num_columns * 4 + own * 4
-        memory += num_columns * embed_dim * feature_bytes if others else 0
+        # Features of other ranks, and the copies of half precisions in fp32.
+        memory += num_columns * embed_dim * 4 if others or is_half else 0
+        memory += own * 4 if is_half else 0
     else:
         tile_size = TILE_SIZES[kernel]
         width = num_rows if exchange == "ring" else num_columns
@@ -70,6 +74,7 @@ def loss_cost(
         num_buffers = 2 if objective == "softmax" else 3
         memory = tile * (feature_bytes if kernel == "triton" else num_buffers * 4) + own * 4
         memory += _exchanged(exchange, num_ranks, own, feature_bytes)
+        memory += min(own, CAST_ELEMENTS) * 4 if is_half else 0
         if objective == "sigmoid" and not others:
             memory += 2 * own * 4
     return LossCost(

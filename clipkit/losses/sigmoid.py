@@ -10,7 +10,7 @@ from clipkit.distributed import Group
 from clipkit.exchange import ExchangeName
 from clipkit.losses.dense import sigmoid_sum
 from clipkit.losses.inputs import check_inputs, negative_logits
-from clipkit.losses.kernels import KernelName, choose_kernel, make_kernel
+from clipkit.losses.kernels import KernelName, choose_kernel
 from clipkit.losses.pairs import Pairs, label_pairs
 from clipkit.losses.tiled import SigmoidSum
 
@@ -57,18 +57,21 @@ def siglip_loss(
     layout = check_inputs(
         image_features, text_features, pairs, group=group, label_smoothing=label_smoothing, exchange=exchange
     )
-    num_own, num_all, device = image_features.shape[0], layout.num_rows, image_features.device
-    chosen = choose_kernel(kernel, device, image_features.dtype, num_rows=num_own, num_columns=num_all)
+    device = image_features.device
+    chosen = choose_kernel(
+        kernel, device, image_features.dtype, num_rows=max(layout.counts), num_columns=layout.num_rows
+    )
     with torch.autocast(device.type, enabled=False):
         dtype = torch.promote_types(image_features.dtype, torch.float32)
-        scale, bias = logit_scale.to(dtype), logit_bias.to(dtype)
+        scale, bias = logit_scale.reshape(()).to(dtype), logit_bias.reshape(()).to(dtype)
         labels = label_pairs(pairs, layout, scale.detach())
         features = image_features, text_features, scale, bias
         if chosen == "dense":
             loss = sigmoid_sum(*features, labels, layout, exchange, label_smoothing=label_smoothing)
         else:
-            tile_kernel = make_kernel(chosen)
-            loss = SigmoidSum.apply(*features, labels, layout, tile_kernel, exchange, label_smoothing)
+            if not torch.is_grad_enabled():  # or the gradients would be computed all the same
+                features = image_features.detach(), text_features.detach(), scale.detach(), bias.detach()
+            loss = SigmoidSum.apply(*features, labels, layout, chosen, exchange, label_smoothing)
         if pairs.negative_text_features is not None:
             extra = negative_logits(image_features, pairs.negative_text_features, scale) + bias
             losses = -F.logsigmoid(-extra) - label_smoothing / 2 * extra

@@ -19,10 +19,9 @@ from torch.autograd.function import once_differentiable
 
 from clipkit.distributed import all_reduce_max, all_reduce_sum
 from clipkit.exchange import EXCHANGES, ExchangeName, RowLayout
-from clipkit.losses.kernels.tiles import LOG2_E, PowerSums, TileKernel, slices
+from clipkit.losses.kernels import TiledName, make_kernel
+from clipkit.losses.kernels.tiles import CAST_ELEMENTS, LOG2_E, PowerSums, slices
 from clipkit.losses.pairs import PairLabels
-
-_FEW_ROWS = 64
 
 
 def _tiles(labels: PairLabels, block: slice, size: int) -> Iterator[tuple[slice, slice, PairLabels]]:
@@ -50,10 +49,11 @@ class SoftmaxSums(torch.autograd.Function):
         scale: Tensor,
         labels: PairLabels,
         layout: RowLayout,
-        kernel: TileKernel,
+        kernel_name: TiledName,
         exchange: ExchangeName,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Visit all tiles once."""
+        kernel = make_kernel(kernel_name)
         image, text = image.contiguous(), text.contiguous()
         row_sums, column_sums = (PowerSums.empty(count, scale) for count in labels.shape)
         log2_scale, on_target = scale * LOG2_E, torch.zeros_like(scale)
@@ -63,14 +63,12 @@ class SoftmaxSums(torch.autograd.Function):
                 of_rows, of_columns, part = kernel.power_sums(image[rows], block[columns], log2_scale, tile)
                 row_sums.part(rows).add_(of_rows)
                 column_sums.part(place).part(columns).add_(of_columns)
-                if part is not None:
-                    on_target.add_(part)
+                on_target.add_(part)
 
         EXCHANGES[exchange](text, layout, visit)
-        if labels.targets is None:
-            on_target += _diagonal(image, text, scale) @ _diagonal_targets(labels, layout) * LOG2_E
         column_sums = _over_ranks(column_sums, layout)
-        ctx.labels, ctx.layout, ctx.kernel, ctx.exchange = labels, layout, kernel, exchange
+        # Not the kernel: its buffers would live as long as the loss.
+        ctx.labels, ctx.layout, ctx.kernel_name, ctx.exchange = labels, layout, kernel_name, exchange
         ctx.save_for_backward(
             image, text, scale, row_sums.largest, row_sums.total, column_sums.largest, column_sums.total
         )
@@ -83,7 +81,7 @@ class SoftmaxSums(torch.autograd.Function):
         """Visit all tiles again."""
         image, text, scale, *sums = ctx.saved_tensors
         row_sums, column_sums = PowerSums(*sums[:2]), PowerSums(*sums[2:])
-        labels, layout, kernel = ctx.labels, ctx.layout, ctx.kernel
+        labels, layout, kernel = ctx.labels, ctx.layout, make_kernel(ctx.kernel_name)
         # Each rank has differentiated its own columns; all of their rows are everywhere.
         column_grad = layout.gather(own_column_grad)
         image_grad = scale.new_zeros(image.shape)
@@ -106,11 +104,6 @@ class SoftmaxSums(torch.autograd.Function):
             return block_grad
 
         text_grad = EXCHANGES[ctx.exchange](text, layout, visit)
-        if labels.targets is None:
-            coefficients = _diagonal_targets(labels, layout) * target_grad
-            _add_scaled(image_grad, text, coefficients)
-            if text_grad is not None:
-                _add_scaled(text_grad, image, coefficients)
         scale_grad = _scale_gradients(image, image_grad, text_grad, scale)
         features = [None if g is None else g.to(image.dtype) for g in (image_grad, text_grad)]
         return *features, scale_grad, None, None, None, None
@@ -134,11 +127,12 @@ class SigmoidSum(torch.autograd.Function):
         bias: Tensor,
         labels: PairLabels,
         layout: RowLayout,
-        kernel: TileKernel,
+        kernel_name: TiledName,
         exchange: ExchangeName,
         label_smoothing: float,
     ) -> Tensor:
         """Visit all tiles once."""
+        kernel = make_kernel(kernel_name)
         image, text = image.contiguous(), text.contiguous()
         value, bias_grad = torch.zeros_like(scale), torch.zeros_like(bias)
         with_gradient, needs_text = any(ctx.needs_input_grad), ctx.needs_input_grad[1]
@@ -196,7 +190,7 @@ def _check_same_on_all_ranks(value_grad: Tensor, layout: RowLayout) -> None:
 
 def _scale_gradients(image: Tensor, image_grad: Tensor, text_grad: Tensor | None, scale: Tensor) -> Tensor:
     """Turn gradients of unscaled products into those of the features, in place; returns that of the scale."""
-    scale_grad = _diagonal(image, image_grad, torch.ones_like(scale)).sum()
+    scale_grad = _inner_product(image, image_grad)
     image_grad *= scale
     if text_grad is not None:
         text_grad *= scale
@@ -212,20 +206,10 @@ def _over_ranks(sums: PowerSums, layout: RowLayout) -> PowerSums:
     return PowerSums(largest, total)
 
 
-def _diagonal_targets(labels: PairLabels, layout: RowLayout) -> Tensor:
-    """(N,): targets of the own pairs where all of the target is on the diagonal."""
-    return labels.row_weights + labels.column_weights[layout.own]
-
-
-def _diagonal(left: Tensor, right: Tensor, scale: Tensor) -> Tensor:
-    """(N,): `scale` times the products of rows with their partners, a few at a time for little memory."""
-    products = scale.new_empty(left.shape[0])
-    for rows in slices(left.shape[0], _FEW_ROWS):
-        products[rows] = (left[rows].to(scale.dtype) * right[rows].to(scale.dtype)).sum(1)
-    return products * scale
-
-
-def _add_scaled(target: Tensor, rows: Tensor, coefficients: Tensor) -> None:
-    """`target += coefficients[:, None] * rows`, a few rows at a time for little memory."""
-    for some in slices(target.shape[0], _FEW_ROWS):
-        target[some].addcmul_(rows[some].to(target.dtype), coefficients[some, None])
+def _inner_product(left: Tensor, right: Tensor) -> Tensor:
+    """Sum of the products of all entries, in the dtype of `right`; casts a few rows at a time."""
+    num_rows = max(1, CAST_ELEMENTS // max(1, left.shape[1]))
+    total = right.new_zeros(())
+    for rows in slices(left.shape[0], num_rows):
+        total += torch.dot(left[rows].to(right.dtype).flatten(), right[rows].flatten())
+    return total

@@ -11,9 +11,10 @@ from clipkit.losses.kernels.tiles import TileKernel
 KernelName = Literal["auto", "dense", "tiled", "triton"]
 
 ResolvedKernel = Literal["dense", "tiled", "triton"]
+TiledName = Literal["tiled", "triton"]
 
 TILE_SIZES = {"tiled": 1024, "triton": 16_384}
-"""Rows and columns of the largest tile: two in fp32 take 8 MiB, and one of the other in bf16 512 MiB."""
+"""Rows and columns of the largest tile. One takes 4 MiB in fp32, one of Triton 512 MiB in bf16."""
 
 MAX_DENSE_LOGITS = 1024 * 1024
 """Up to here all logits at once are as fast as tiles, and small."""
@@ -38,7 +39,7 @@ def choose_kernel(
     return kernel
 
 
-def make_kernel(kernel: Literal["tiled", "triton"]) -> TileKernel:
+def make_kernel(kernel: TiledName) -> TileKernel:
     """A fresh kernel with its buffers."""
     if kernel == "triton":
         from clipkit.losses.kernels.triton_tiles import TritonTiles
@@ -51,8 +52,9 @@ def make_kernel(kernel: Literal["tiled", "triton"]) -> TileKernel:
 
 def _why_not_triton(device: torch.device, dtype: torch.dtype) -> str | None:
     """What keeps the Triton kernels from running there, if anything."""
-    if dtype == torch.float64:
-        return f"computes in fp32, got {dtype}"
+    if dtype not in (torch.bfloat16, torch.float32):
+        # The gradient of a logit, of the order of one over the square of the batch, is too small for fp16.
+        return f"needs features in bf16 or fp32, got {dtype}"
     try:
         from triton import knobs
     except ImportError:

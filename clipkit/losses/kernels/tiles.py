@@ -14,6 +14,9 @@ from clipkit.losses.pairs import PairLabels
 
 LOG2_E = math.log2(math.e)
 
+CAST_ELEMENTS = 2**20
+"""Numbers that are cast to fp32 at one time where a whole matrix need not be."""
+
 IGNORED_LOGIT = -1e30
 """Stands for minus infinity, but differences of two of them are no NaN."""
 
@@ -57,7 +60,7 @@ class TileKernel(Protocol):
 
     def power_sums(
         self, image: Tensor, text: Tensor, log2_scale: Tensor, labels: PairLabels
-    ) -> tuple[PowerSums, PowerSums, Tensor | None]:
+    ) -> tuple[PowerSums, PowerSums, Tensor]:
         """Forward pass of the softmax loss.
 
         Args:
@@ -67,8 +70,8 @@ class TileKernel(Protocol):
             labels: of the tile.
 
         Returns:
-            Sums over each row and each column of 2 to the power of the kept logits; if there are targets, the
-            sum of target times logit to the base 2.
+            Sums over each row and each column of 2 to the power of the kept logits, and the sum of target
+            times logit to the base 2.
         """
 
     def softmax_gradient(

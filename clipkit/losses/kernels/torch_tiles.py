@@ -34,10 +34,14 @@ class TorchTiles:
 
     def power_sums(
         self, image: Tensor, text: Tensor, log2_scale: Tensor, labels: PairLabels
-    ) -> tuple[PowerSums, PowerSums, Tensor | None]:
+    ) -> tuple[PowerSums, PowerSums, Tensor]:
         """See `TileKernel`."""
         logits = self._logits(image, text, log2_scale)
-        on_target = None if labels.targets is None else (labels.target_matrix() * logits).sum()
+        on_target = logits.new_zeros(())
+        if not labels.has_diagonal_targets:
+            on_target = (labels.target_matrix() * logits).sum()
+        elif labels.has_diagonal:
+            on_target = logits.diagonal(labels.diagonal) @ labels.diagonal_targets()
         _ignore(logits, labels)
         powers = self._buffer(1, labels.shape, logits)
         row_largest, column_largest = logits.amax(1), logits.amax(0)
@@ -61,8 +65,10 @@ class TorchTiles:
         gradient = torch.sub(logits, row_sums.largest[:, None], out=self._buffer(1, labels.shape, logits))
         gradient.exp2_().mul_((row_grad / row_sums.total)[:, None])
         gradient += logits.sub_(column_sums.largest).exp2_().mul_(column_grad / column_sums.total)
-        if labels.targets is not None:
+        if not labels.has_diagonal_targets:
             gradient += labels.target_matrix().mul_(target_grad)
+        elif labels.has_diagonal:
+            gradient.diagonal(labels.diagonal).add_(labels.diagonal_targets() * target_grad)
         return gradient
 
     def sigmoid(
@@ -127,5 +133,5 @@ def _ignore(logits: Tensor, labels: PairLabels) -> None:
 def _negate_positives(matrix: Tensor, labels: PairLabels) -> None:
     if labels.row_keys is not None:
         matrix.mul_(1 - 2 * labels.positive().to(matrix.dtype))
-    elif -matrix.shape[0] < labels.diagonal < matrix.shape[1]:
+    elif labels.has_diagonal:
         matrix.diagonal(labels.diagonal).neg_()

@@ -83,14 +83,28 @@ def _kept(
 
 
 @triton.jit
-def _targets(positive, kept, row_positive, column_positive, row_uniform, column_uniform, rows, columns, R, C):
+def _targets(
+    positive,
+    kept,
+    row_positive,
+    column_positive,
+    row_uniform,
+    column_uniform,
+    rows,
+    columns,
+    R,
+    C,
+    HAS_UNIFORM: tl.constexpr,
+):
     """(BLOCK_R, BLOCK_C) fp32: the targets, 0 outside."""
     of_row = tl.load(row_positive + rows, mask=rows < R, other=0.0)
     of_column = tl.load(column_positive + columns, mask=columns < C, other=0.0)
     targets = tl.where(positive & kept, of_row[:, None] + of_column[None, :], 0.0)
-    of_row = tl.load(row_uniform + rows, mask=rows < R, other=0.0)
-    of_column = tl.load(column_uniform + columns, mask=columns < C, other=0.0)
-    return targets + tl.where(kept, of_row[:, None] + of_column[None, :], 0.0)
+    if HAS_UNIFORM:
+        of_row = tl.load(row_uniform + rows, mask=rows < R, other=0.0)
+        of_column = tl.load(column_uniform + columns, mask=columns < C, other=0.0)
+        targets += tl.where(kept, of_row[:, None] + of_column[None, :], 0.0)
+    return targets
 
 
 @triton.jit
@@ -196,7 +210,7 @@ def power_sums_kernel(
     HAS_KEYS: tl.constexpr,
     HAS_IGNORED_KEYS: tl.constexpr,
     HAS_IGNORED: tl.constexpr,
-    HAS_TARGETS: tl.constexpr,
+    HAS_UNIFORM: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -229,11 +243,20 @@ def power_sums_kernel(
         UPCAST,
     )
     logits = tl.load(log2_scale) * products
-    if HAS_TARGETS:
-        targets = _targets(
-            positive, kept, row_positive, column_positive, row_uniform, column_uniform, rows, columns, R, C
-        )
-        tl.store(on_target + tl.program_id(0), tl.sum(tl.sum(targets * logits, 1), 0))
+    targets = _targets(
+        positive,
+        kept,
+        row_positive,
+        column_positive,
+        row_uniform,
+        column_uniform,
+        rows,
+        columns,
+        R,
+        C,
+        HAS_UNIFORM,
+    )
+    tl.store(on_target + tl.program_id(0), tl.sum(tl.sum(targets * logits, 1), 0))
     logits = tl.where(kept, logits, _IGNORED_LOGIT)
     largest = tl.max(logits, 1)
     total = tl.sum(tl.exp2(logits - largest[:, None]), 1)
@@ -276,7 +299,7 @@ def softmax_gradient_kernel(
     HAS_KEYS: tl.constexpr,
     HAS_IGNORED_KEYS: tl.constexpr,
     HAS_IGNORED: tl.constexpr,
-    HAS_TARGETS: tl.constexpr,
+    HAS_UNIFORM: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -316,11 +339,21 @@ def softmax_gradient_kernel(
     largest = tl.load(column_largest + columns, mask=columns < C, other=0.0)
     factor = tl.load(column_factor + columns, mask=columns < C, other=0.0)
     result += tl.exp2(logits - largest[None, :]) * factor[None, :]
-    if HAS_TARGETS:
-        targets = _targets(
-            positive, kept, row_positive, column_positive, row_uniform, column_uniform, rows, columns, R, C
-        )
-        result += tl.load(target_grad) * targets
+    targets = _targets(
+        positive,
+        kept,
+        row_positive,
+        column_positive,
+        row_uniform,
+        column_uniform,
+        rows,
+        columns,
+        R,
+        C,
+        HAS_UNIFORM,
+    )
+    # Before rounding to the dtype of the features: where a pair is matched well, little is left of the sum.
+    result += tl.load(target_grad) * targets
     places = gradient + rows[:, None] * C + columns[None, :]
     inside = (rows[:, None] < R) & (columns[None, :] < C)
     tl.store(places, result.to(gradient.dtype.element_ty), mask=inside)

@@ -24,7 +24,7 @@ from clipkit.losses.pairs import PairLabels
 
 
 class TritonTiles:
-    """A `TileKernel` for bf16, fp16 and fp32 features on CUDA."""
+    """A `TileKernel` for bf16 and fp32 features on CUDA."""
 
     block = (128, 128, 64)
     """Rows, columns and depth of the small tiles."""
@@ -35,14 +35,16 @@ class TritonTiles:
 
     def power_sums(
         self, image: Tensor, text: Tensor, log2_scale: Tensor, labels: PairLabels
-    ) -> tuple[PowerSums, PowerSums, Tensor | None]:
+    ) -> tuple[PowerSums, PowerSums, Tensor]:
         """See `TileKernel`."""
         num_rows, num_columns = labels.shape
         tile_rows, tile_columns = self._num_tiles(labels)
         of_rows = [log2_scale.new_empty(tile_columns, num_rows) for _ in range(2)]
         of_columns = [log2_scale.new_empty(tile_rows, num_columns) for _ in range(2)]
         on_target = log2_scale.new_empty(tile_rows * tile_columns)
-        triton_kernels.power_sums_kernel[(tile_rows * tile_columns,)](
+        _launch(
+            triton_kernels.power_sums_kernel,
+            tile_rows * tile_columns,
             *_features(image, text, log2_scale),
             *_labels(labels, image),
             *_targets_of(labels, image),
@@ -50,14 +52,10 @@ class TritonTiles:
             *of_columns,
             on_target,
             **_has(labels),
-            HAS_TARGETS=labels.targets is not None,
+            HAS_UNIFORM=_has_uniform(labels),
             **self._settings(image),
         )
-        return (
-            _combine(*of_rows),
-            _combine(*of_columns),
-            None if labels.targets is None else on_target.sum(),
-        )
+        return _combine(*of_rows), _combine(*of_columns), on_target.sum()
 
     def softmax_gradient(
         self,
@@ -72,7 +70,9 @@ class TritonTiles:
         (row_sums, column_sums), (row_grad, column_grad, target_grad) = sums, gradients
         gradient = self._gradient_buffer(image, labels)
         tile_rows, tile_columns = self._num_tiles(labels)
-        triton_kernels.softmax_gradient_kernel[(tile_rows * tile_columns,)](
+        _launch(
+            triton_kernels.softmax_gradient_kernel,
+            tile_rows * tile_columns,
             *_features(image, text, log2_scale),
             *_labels(labels, image),
             *_targets_of(labels, image),
@@ -83,7 +83,7 @@ class TritonTiles:
             target_grad,
             gradient,
             **_has(labels),
-            HAS_TARGETS=labels.targets is not None,
+            HAS_UNIFORM=_has_uniform(labels),
             **self._settings(image),
         )
         return gradient
@@ -103,7 +103,9 @@ class TritonTiles:
         tile_rows, tile_columns = self._num_tiles(labels)
         values, sums = (scale.new_empty(tile_rows * tile_columns) for _ in range(2))
         gradient = self._gradient_buffer(image, labels) if with_gradient else None
-        triton_kernels.sigmoid_kernel[(tile_rows * tile_columns,)](
+        _launch(
+            triton_kernels.sigmoid_kernel,
+            tile_rows * tile_columns,
             *_features(image, text, scale, bias),
             *_labels(labels, image),
             labels.row_weights,
@@ -156,6 +158,12 @@ class TritonTiles:
         }
 
 
+def _launch(kernel: Any, num_programs: int, *arguments: Any, **constants: Any) -> None:
+    """Run a kernel on the device of its first argument, which need not be the current one."""
+    with torch.cuda.device_of(arguments[0]):  # type: ignore[no-untyped-call]
+        kernel[(num_programs,)](*arguments, **constants)
+
+
 def _combine(largest: Tensor, total: Tensor) -> PowerSums:
     """Sums over a (tiles, count) grid of partial sums."""
     of_all = largest.amax(0)
@@ -184,9 +192,9 @@ def _labels(labels: PairLabels, unused: Tensor) -> tuple[Any, ...]:
 
 def _targets_of(labels: PairLabels, unused: Tensor) -> tuple[Tensor, ...]:
     t = labels.targets
-    return (
-        (unused,) * 4 if t is None else (t.row_positive, t.column_positive, t.row_uniform, t.column_uniform)
-    )
+    assert t is not None
+    uniform = (unused if vector is None else vector for vector in (t.row_uniform, t.column_uniform))
+    return t.row_positive, t.column_positive, *uniform
 
 
 def _has(labels: PairLabels) -> dict[str, bool]:
@@ -195,3 +203,7 @@ def _has(labels: PairLabels) -> dict[str, bool]:
         "HAS_IGNORED_KEYS": labels.row_ignored_keys is not None,
         "HAS_IGNORED": labels.ignored is not None,
     }
+
+
+def _has_uniform(labels: PairLabels) -> bool:
+    return labels.targets is not None and labels.targets.row_uniform is not None
