@@ -272,6 +272,17 @@ def test_a_softmax_loss_may_count_differently_on_each_rank(
             np.testing.assert_allclose(computed, expected.numpy(), rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("factor", [1.0, 3.0])
+@pytest.mark.parametrize("loss", [clip_loss, _siglip])
+def test_a_graph_may_be_gone_through_twice(loss, factor: float) -> None:  # type: ignore[no-untyped-def]
+    image, text = _unit(12, 4, 0).requires_grad_(), _unit(12, 4, 1).requires_grad_()
+    value = factor * loss(image, text, torch.tensor(5.0), kernel="tiled")
+    value.backward(retain_graph=True)
+    first = image.grad.clone()
+    value.backward()
+    torch.testing.assert_close(image.grad, 2 * first)
+
+
 def test_a_tiled_sigmoid_loss_must_not(ranks: RankPool) -> None:
     with pytest.raises(AssertionError, match="must count alike on all ranks, got factors from 1 to 2"):
         ranks.run(2, loss_jobs.loss_times_rank, "sigmoid", "tiled", "gather")

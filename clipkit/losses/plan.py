@@ -75,8 +75,6 @@ def loss_cost(
         memory = tile * (feature_bytes if kernel == "triton" else num_buffers * 4) + own * 4
         memory += _exchanged(exchange, num_ranks, own, feature_bytes)
         memory += min(own, CAST_ELEMENTS) * 4 if is_half else 0
-        if objective == "sigmoid" and not others:
-            memory += 2 * own * 4
     return LossCost(
         memory_bytes=memory,
         received_bytes=received,

@@ -50,8 +50,7 @@ def siglip_loss(
 
     Raises:
         ValueError: the features do not pair up, a setting is out of range, the device cannot run the kernel;
-        in
-            the backward, a factor on this loss that is not the same on all ranks.
+            in the backward of tiles, this loss counts more on one rank than on another.
     """
     pairs = pairs or Pairs()
     layout = check_inputs(

@@ -1,11 +1,9 @@
-"""Contrastive losses whose memory grows with the batch, not with its square: tiles, recomputed in the
-backward.
+"""Losses whose memory grows with the batch, not with its square: tiles, computed again in the backward.
 
 This rank scores its own images (rows) against the texts (columns) of its group. A tile of logits serves both
 directions: its rows go into the image-to-text sums, its columns into the text-to-image ones, which are then
-    added up over the ranks. So only text features travel, and an exact loss takes 8 N^2 D operations in all
-    (2 for the sums; 2 again, 2 and 2 for the gradients), of which the sigmoid loss, which needs no sums,
-    saves the first.
+added up over the ranks. So only text features travel. An exact loss takes 8 N^2 D operations in all: 2 for
+the sums; 2 again, 2 and 2 for the gradients. The sigmoid loss needs no sums and does without the first.
 """
 
 from __future__ import annotations
@@ -33,12 +31,10 @@ def _tiles(labels: PairLabels, block: slice, size: int) -> Iterator[tuple[slice,
 
 
 class SoftmaxSums(torch.autograd.Function):
-    """Log-sum-exps of the logits over each of this rank's rows and columns, and the sum of target times
-    logit.
+    """Log-sum-exps of the logits over each of this rank's rows and columns; the sum of target times logit.
 
     `apply(image_features (N, D), text_features (N, D), logit_scale (), labels, layout, kernel, exchange)`
-    gives (N,), (N,) and (). The scale has the dtype to compute in. Without targets in `labels`, the targets
-    are the weights of rows and columns, on the diagonal.
+    gives (N,), (N,) and (). The scale has the dtype to compute in.
     """
 
     @staticmethod
@@ -110,8 +106,7 @@ class SoftmaxSums(torch.autograd.Function):
 
 
 class SigmoidSum(torch.autograd.Function):
-    """Weighted sum over this rank's rows of the losses of all their pairs; its gradient comes in the same
-    pass.
+    """Weighted sum of the losses of all pairs in this rank's rows; its gradient comes in the same pass.
 
     `apply(image_features (N, D), text_features (N, D), logit_scale (), logit_bias (), labels, layout, kernel,
     exchange, label_smoothing)` gives (). The gradients, summed over ranks, are ready after the forward pass,
@@ -171,9 +166,12 @@ class SigmoidSum(torch.autograd.Function):
     def backward(ctx: Any, value_grad: Tensor) -> tuple[Any, ...]:
         """Scale the gradients that are there."""
         _check_same_on_all_ranks(value_grad, ctx.layout)
-        image_grad, text_grad, scale_grad, bias_grad = ctx.saved_tensors
-        features = [None if g is None else (g * value_grad).to(ctx.dtype) for g in (image_grad, text_grad)]
-        return *features, scale_grad * value_grad, bias_grad * value_grad, None, None, None, None, None
+        gradients = ctx.saved_tensors
+        if value_grad.device.type != "cpu" or value_grad != 1:  # a copy that the usual case can do without
+            gradients = tuple(None if grad is None else grad * value_grad for grad in gradients)
+        image_grad, text_grad, scale_grad, bias_grad = gradients
+        features = [None if grad is None else grad.to(ctx.dtype) for grad in (image_grad, text_grad)]
+        return *features, scale_grad, bias_grad, None, None, None, None, None
 
 
 def _check_same_on_all_ranks(value_grad: Tensor, layout: RowLayout) -> None:
