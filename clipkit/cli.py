@@ -13,6 +13,10 @@ from cyclopts.exceptions import CycloptsError
 from clipkit.version import __version__
 
 COMMANDS = {
+    "classify": (
+        "clipkit.zeroshot.cli:app",
+        "What is in pictures, by the names or by descriptions of classes, and why.",
+    ),
     "demo": (
         "clipkit.commands.demo:app",
         "Train and evaluate on built-in data; ends with a report page.",

@@ -13,6 +13,7 @@ from torch import Tensor
 from clipkit import metrics
 from clipkit.distributed import all_gather_rows
 from clipkit.model import DualEncoder
+from clipkit.text_towers import needed_lengths
 
 DEFAULT_TEMPLATES = ("a photo of a {c}.",)
 
@@ -129,18 +130,37 @@ def encode_texts(
     device: torch.device,
     autocast: Autocast = nullcontext,
     batch_size: int = 256,
+    progress: Callable[[int], None] = lambda count: None,
 ) -> Tensor:
     """Text features in batches, unnormalised.
 
+    A text that occurs several times is encoded once. Texts of like length share a batch, so that a causal
+    tower, which needs no columns behind the longest text of a batch, computes few in vain.
+
+    Args:
+        model: evaluated as it is.
+        texts: T of them.
+        device: where the model is.
+        autocast: precision of the tower.
+        batch_size: texts encoded at once.
+        progress: called with the number of texts that a batch has settled.
+
     Returns:
-        (len(texts), D) on `device`.
+        (T, D) fp32 on `device`.
     """
-    parts = [torch.empty(0, model.embed_dim, device=device)]
-    for start in range(0, len(texts), batch_size):
-        tokens = model.tokenizer(list(texts[start : start + batch_size]))
+    places = {text: place for place, text in enumerate(dict.fromkeys(texts))}
+    features = torch.empty(len(places), model.embed_dim, device=device)
+    if not places:
+        return features
+    tokens = model.tokenizer(list(places))
+    by_length = needed_lengths(model.model, tokens).argsort(stable=True)
+    occurrences = torch.tensor([places[text] for text in texts])
+    counts = torch.bincount(occurrences, minlength=len(places))
+    for batch in torch.split(by_length, batch_size):
         with autocast():
-            parts.append(model.encode_text(tokens.to(device)).float())
-    return torch.cat(parts)
+            features[batch.to(device)] = model.encode_text(tokens[batch]).float()
+        progress(int(counts[batch].sum()))
+    return features[occurrences.to(device)]
 
 
 @torch.inference_mode()

@@ -65,13 +65,26 @@ def needed_columns(model: nn.Module, text: Tensor) -> int:
         model: an open_clip model with a text tower.
         text: (B, L) int64 token ids.
     """
+    return int(needed_lengths(model, text).max()) if text.numel() else text.shape[1]
+
+
+def needed_lengths(model: nn.Module, text: Tensor) -> Tensor:
+    """How many leading columns of each text decide its features; all of them unless the tower is causal.
+
+    Args:
+        model: an open_clip model with a text tower.
+        text: (B, L) int64 token ids.
+
+    Returns:
+        (B,) int64.
+    """
     tower = open_clip_text(model)
     pool_type = getattr(tower, "text_pool_type", getattr(tower, "pool_type", None))
     causal = getattr(tower, "attn_mask", None) is not None and getattr(tower, "cls_emb", None) is None
-    if not causal or pool_type not in ("argmax", "eos") or text.numel() == 0:
-        return text.shape[1]
+    if not causal or pool_type not in ("argmax", "eos"):
+        return torch.full_like(text[:, 0], text.shape[1])
     marks = text if pool_type == "argmax" else text.eq(_eos_id(tower) or 0).int()
-    return int(marks.argmax(dim=-1).max()) + 1
+    return marks.argmax(dim=-1) + 1
 
 
 def encode_text(model: Any, text: Tensor) -> Tensor:

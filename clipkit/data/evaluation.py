@@ -109,6 +109,10 @@ class EvalLoader:
             if batch is not None:
                 yield batch
 
+    def skips(self) -> list[Skip]:
+        """The samples that could not be used so far: of this rank, or of all once gathered."""
+        return self._skips.skips()
+
     def skip_report(self) -> SkipReport:
         """What could not be used so far: of this rank, and of all since the last `gather_skips`."""
         return self._skips.report()

@@ -60,12 +60,16 @@ class SkipLog:
         for skips in notes:
             self.add(skips)
 
+    def skips(self) -> list[Skip]:
+        """All that was noted, by source and sample."""
+        return sorted(self._skips.values())
+
     def report(self) -> SkipReport:
         """Everything noted so far, and what indexing found."""
         merged = {name: Problems() for name in self._indexed}
         for name, indexed in self._indexed.items():
             merged[name].update(indexed)
-        for skip in sorted(self._skips.values()):
+        for skip in self.skips():
             merged[skip.source].add(skip.reason, [skip.where])
         return SkipReport(
             {name: dict(sorted(found.counts.items())) for name, found in merged.items()},

@@ -25,6 +25,7 @@ import numpy.typing as npt
 
 from clipkit.data import problems
 from clipkit.data.problems import Problems
+from clipkit.user_cache import user_cache
 
 _FORMAT_VERSION = 1
 _ARRAYS = ("group", "extension", "offset", "size")
@@ -161,8 +162,7 @@ def _headers(path: Path, found: Problems) -> Iterator[tarfile.TarInfo]:
 
 def cache_folder() -> Path:
     """Where indexes are kept: `$XDG_CACHE_HOME/clipkit/tar-index`, by default under `~/.cache`."""
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "clipkit" / "tar-index"
+    return user_cache("tar-index")
 
 
 def _cache_file(path: Path) -> Path:

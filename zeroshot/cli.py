@@ -1,0 +1,156 @@
+"""`clipkit classify`."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import App, Parameter
+
+if TYPE_CHECKING:
+    from clipkit.data.image_files import ImageFiles
+
+    from .classifier import PromptSet
+    from .encoder import EncodedImages
+
+app = App(
+    name="classify",
+    help="What is in pictures, by the names or by descriptions of classes, and why.",
+    default_parameter=Parameter(negative=()),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifyOptions:
+    """The classes, and what is printed."""
+
+    model: str
+    """A model directory, or anything else that `clipkit.load` takes."""
+    classes: str | None = None
+    """Class names between commas."""
+    classes_file: Path | None = None
+    """A file with a class name a line."""
+    descriptions: Path | None = None
+    """A JSON file `{class: [descriptor, ...]}`; its classes, unless others are named."""
+    templates: str | None = None
+    """For names: `openai`, `openai-simple`, or a file; for descriptions: one prompt with `{c}` and `{d}`."""
+    top: int = 5
+    """Classes shown for each picture."""
+    explain: bool = False
+    """Show how well each prompt of the best two classes fits."""
+    as_json: Annotated[bool, Parameter(name="--json")] = False
+    """One JSON line a picture instead of text."""
+    batch_size: int = 64
+    """Pictures encoded at once."""
+    num_workers: int = 0
+    """Processes that decode."""
+    no_cache: bool = False
+    """Compute all features anew; else another question to the same pictures costs no forward pass."""
+
+    def __post_init__(self) -> None:
+        if self.classes is not None and self.classes_file is not None:
+            raise ValueError("give one of --classes and --classes-file, got both")
+        if self.classes is None and self.classes_file is None and self.descriptions is None:
+            raise ValueError("give the classes: --classes a,b,c, --classes-file FILE or --descriptions FILE")
+        for name in ("top", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
+
+
+@app.default
+def classify(
+    paths: tuple[str, ...] = (),
+    *,
+    options: Annotated[ClassifyOptions, Parameter(name="*")],
+) -> int:
+    """Rank classes for each picture.
+
+    Args:
+        paths: pictures, folders of them and patterns; `-`, or nothing at all where something is piped in,
+            reads paths from standard input, one a line.
+        options: classes and output.
+
+    Returns:
+        1 where a picture could not be read, else 0.
+    """
+    import clipkit
+    from clipkit.console import progress
+    from clipkit.data.image_files import ImageFiles, find_images
+    from clipkit.feature_cache import FeatureCache
+
+    from .answers import answers
+    from .classifier import build_classifier
+    from .encoder import Encoder
+
+    prompt_set = _prompt_set(options)
+    files = ImageFiles(find_images(_places(paths)))
+    model = clipkit.load(options.model)
+    cache = None if options.no_cache else FeatureCache.of_model(model.model_id, model.embed_dim)
+    encoder = Encoder(model, cache)
+    with progress("prompts", len(prompt_set.prompts)) as meter:
+        classifier = build_classifier(encoder, prompt_set, progress=meter.advance)
+    began = time.perf_counter()
+    with progress("pictures", len(files)) as meter:
+        images = encoder.images(
+            files, batch_size=options.batch_size, num_workers=options.num_workers, progress=meter.advance
+        )
+    seconds = time.perf_counter() - began
+    for answer in answers(
+        classifier,
+        images.features,
+        [str(files.paths[number]) for number in images.index.tolist()],
+        logit_scale=float(model.logit_scale.detach().exp()),
+        top=options.top,
+        with_explanations=options.explain,
+    ):
+        print(json.dumps(answer.to_json()) if options.as_json else answer.to_text())
+    _report(files, images, seconds)
+    return 1 if images.unreadable else 0
+
+
+def _places(paths: Sequence[str]) -> list[str]:
+    """Where pictures are, those from standard input included."""
+    places = [path for path in paths if path != "-"]
+    if "-" in paths or (not paths and not sys.stdin.isatty()):
+        places += [line.strip() for line in sys.stdin if line.strip()]
+    if not places:
+        raise ValueError("name pictures, folders or patterns, or pipe in paths, one a line")
+    return places
+
+
+def _prompt_set(options: ClassifyOptions) -> PromptSet:
+    """Prompts of the classes that were asked for."""
+    from .classifier import prompts_of_descriptions, prompts_of_names
+    from .classnames import checked_class_names, parse_class_names, read_class_names
+    from .descriptions import DescriptionBank, PromptFormat
+    from .templates import load_templates
+
+    bank = None if options.descriptions is None else DescriptionBank.read(options.descriptions)
+    if options.classes is not None:
+        names = parse_class_names(options.classes)
+    elif options.classes_file is not None:
+        names = read_class_names(options.classes_file)
+    else:
+        assert bank is not None
+        names = checked_class_names(bank.names, str(options.descriptions))
+    if bank is None:
+        return prompts_of_names(names, load_templates(options.templates))
+    prompt_format = PromptFormat() if options.templates is None else PromptFormat(options.templates)
+    return prompts_of_descriptions(names, bank, prompt_format)
+
+
+def _report(files: ImageFiles, images: EncodedImages, seconds: float) -> None:
+    """To standard error: how fast it went, and what could not be read."""
+    num_read, num_known = len(images.index), images.num_from_cache
+    print(
+        f"{num_read} of {len(files)} pictures in {seconds:.1f} s "
+        f"({len(files) / max(seconds, 1e-9):.0f} a second); features of {num_known} were known",
+        file=sys.stderr,
+    )
+    for number, reason in images.unreadable.items():
+        print(f"not read: {files.paths[number]}: {reason}", file=sys.stderr)
