@@ -70,7 +70,7 @@ def test_the_plan_of_a_large_batch() -> None:
     dense = loss_cost("softmax", "dense", "gather", **at)
     # open_clip keeps about 4 matrices for each direction of 4096 x 32,768 logits: 4.3 GB.
     assert 2.0e9 < dense.memory_bytes < 4.3e9
-    assert loss_cost("softmax", "tiled", "ring", **at).memory_bytes < 1e8
+    assert loss_cost("softmax", "tiled", "ring", **at).memory_bytes < dense.memory_bytes / 20
     # Received features, by a half of what open_clip's gather of both towers receives in the forward pass.
     assert dense.received_bytes == pytest.approx(2 * 7 * 4096 * 768 * 4, rel=0.01)
     assert dense.num_negatives == 32_767

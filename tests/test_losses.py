@@ -17,6 +17,7 @@ from rank_pool import RankPool
 from clipkit import distributed
 from clipkit.losses import Pairs, clip_loss, siglip_loss
 from clipkit.losses.kernels import TILE_SIZES, choose_kernel, make_kernel
+from clipkit.losses.kernels.products import times_transposed
 from clipkit.losses.kernels.torch_tiles import softplus
 
 CASES = list(loss_oracle.cases())
@@ -108,6 +109,17 @@ def test_softplus_keeps_the_digits_of_small_values() -> None:
     buffers = {name: torch.empty_like(x) for name in ("out", "work")}
     exact = -F.logsigmoid(-x.double())
     assert ((softplus(x, **buffers).double() - exact).abs() / exact).max() < 2e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_products_by_any_library_are_alike(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    left, right = _unit(7, 5, 0).to(dtype), _unit(4, 5, 1).to(dtype)
+    expected = left.double() @ right.double().T
+    torch.testing.assert_close(times_transposed(left, right).double(), expected, rtol=0, atol=1e-6)
+    transposed = right.T.contiguous().T  # as the backward has it
+    torch.testing.assert_close(times_transposed(left, transposed).double(), expected, rtol=0, atol=1e-6)
+    monkeypatch.setattr("clipkit.losses.kernels.products._onednn_linear", lambda: None)
+    torch.testing.assert_close(times_transposed(left, right).double(), expected, rtol=0, atol=1e-6)
 
 
 def test_two_captions_of_one_image_by_hand() -> None:

@@ -71,8 +71,10 @@ def loss_cost(
         tile_size = TILE_SIZES[kernel]
         width = num_rows if exchange == "ring" else num_columns
         tile = min(tile_size, num_rows) * min(tile_size, width)
+        # Logits, a buffer or two; then the scaled images of a tile, and a product with its gradient.
         num_buffers = 2 if objective == "softmax" else 3
         memory = tile * (feature_bytes if kernel == "triton" else num_buffers * 4) + own * 4
+        memory += 2 * min(tile_size, num_rows) * embed_dim * 4 if kernel == "tiled" else 0
         memory += _exchanged(exchange, num_ranks, own, feature_bytes)
         memory += min(own, CAST_ELEMENTS) * 4 if is_half else 0
     return LossCost(

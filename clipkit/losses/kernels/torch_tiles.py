@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from clipkit.losses.kernels.products import times_transposed
 from clipkit.losses.kernels.tiles import IGNORED_LOGIT, LOG2_E, PowerSums
 from clipkit.losses.pairs import PairLabels
 
@@ -28,9 +29,8 @@ class TorchTiles:
         return self._memory[number][:size].view(shape)
 
     def _logits(self, image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
-        """Buffer 0, filled with scaled products."""
-        logits = self._buffer(0, (image.shape[0], text.shape[0]), scale)
-        return torch.mm(image.to(scale.dtype) * scale, text.to(scale.dtype).T, out=logits)
+        """Scaled products, in memory that may be written to."""
+        return times_transposed(image.to(scale.dtype) * scale, text.to(scale.dtype))
 
     def power_sums(
         self, image: Tensor, text: Tensor, log2_scale: Tensor, labels: PairLabels
@@ -43,7 +43,7 @@ class TorchTiles:
         elif labels.has_diagonal:
             on_target = logits.diagonal(labels.diagonal) @ labels.diagonal_targets()
         _ignore(logits, labels)
-        powers = self._buffer(1, labels.shape, logits)
+        powers = self._buffer(0, labels.shape, logits)
         row_largest, column_largest = logits.amax(1), logits.amax(0)
         row_total = torch.sub(logits, row_largest[:, None], out=powers).exp2_().sum(1)
         column_total = torch.sub(logits, column_largest, out=powers).exp2_().sum(0)
@@ -62,9 +62,10 @@ class TorchTiles:
         (row_sums, column_sums), (row_grad, column_grad, target_grad) = sums, gradients
         logits = self._logits(image, text, log2_scale)
         _ignore(logits, labels)
-        gradient = torch.sub(logits, row_sums.largest[:, None], out=self._buffer(1, labels.shape, logits))
+        gradient = torch.sub(logits, row_sums.largest[:, None], out=self._buffer(0, labels.shape, logits))
         gradient.exp2_().mul_((row_grad / row_sums.total)[:, None])
-        gradient += logits.sub_(column_sums.largest).exp2_().mul_(column_grad / column_sums.total)
+        logits.sub_(column_sums.largest).exp2_()
+        gradient.addcmul_(logits, column_grad / column_sums.total)
         if not labels.has_diagonal_targets:
             gradient += labels.target_matrix().mul_(target_grad)
         elif labels.has_diagonal:
@@ -86,7 +87,7 @@ class TorchTiles:
         # The logit of being wrong: that of a negative pair, minus that of a positive one.
         logits = self._logits(image, text, scale).add_(bias)
         _negate_positives(logits, labels)
-        losses, work = (self._buffer(number, labels.shape, logits) for number in (1, 2))
+        losses, work = (self._buffer(number, labels.shape, logits) for number in (0, 1))
         softplus(logits, out=losses, work=work)
         if label_smoothing:
             losses.sub_(logits, alpha=label_smoothing / 2)
@@ -107,7 +108,11 @@ class TorchTiles:
 
     def add_product(self, target: Tensor, left: Tensor, right: Tensor) -> None:
         """See `TileKernel`."""
-        target.addmm_(left, right.to(target.dtype))
+        right = right.to(target.dtype)
+        if left.is_contiguous():
+            target += times_transposed(left, right.T)
+        else:
+            target.addmm_(left, right)
 
 
 def softplus(x: Tensor, *, out: Tensor, work: Tensor) -> Tensor:
