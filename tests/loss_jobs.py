@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import itertools
+from collections.abc import Callable
 from itertools import accumulate
 from typing import Any
 
 import loss_oracle
 import numpy as np
+import pytest
 import torch
 from loss_oracle import Case
 from memory import peak_bytes, received_bytes
@@ -23,6 +26,24 @@ TILE_KERNELS = KERNELS[1:]
 EXCHANGES = ("gather", "ring")
 GROUP_SIZE = 2
 MEASURED_TILE_SIZE = 64
+
+
+def with_settings_restored(job: Callable[..., Any]) -> Callable[..., Any]:
+    """A job that leaves the kernels as they were: the ranks stay up for other tests."""
+
+    @functools.wraps(job)
+    def restoring(*arguments: Any) -> Any:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(kernels, "MAX_DENSE_LOGITS", kernels.MAX_DENSE_LOGITS)
+            for name, size in kernels.TILE_SIZES.items():
+                patch.setitem(kernels.TILE_SIZES, name, size)
+            if HAS_TRITON:
+                from clipkit.losses.kernels.triton_tiles import TritonTiles
+
+                patch.setattr(TritonTiles, "block", TritonTiles.block)
+            return job(*arguments)
+
+    return restoring
 
 
 def small_tiles() -> None:
@@ -42,6 +63,7 @@ def groups_of(scope: str, world_size: int, counts: tuple[int, ...]) -> list[list
     return [list(range(*bound)) for bound in bounds if bound[0] < bound[1]]
 
 
+@with_settings_restored
 def all_gradients(objective: str, scope: str) -> dict[tuple[str, str, str], dict[str, Any]]:
     """By kernel, exchange and case: loss and gradients, averaged as data parallelism does."""
     small_tiles()
@@ -131,6 +153,7 @@ def against_open_clip(objective: str) -> list[list[np.ndarray]]:
     return results
 
 
+@with_settings_restored
 def automatic_kernel(objective: str) -> float:
     """Loss of a rank whose own logits alone would ask for another kernel than those of the others."""
     kernels.MAX_DENSE_LOGITS = 100
@@ -146,6 +169,7 @@ def automatic_kernel(objective: str) -> float:
     return float(distributed.all_reduce_mean(loss))
 
 
+@with_settings_restored
 def loss_times_rank(objective: str, kernel: str, exchange: str) -> list[np.ndarray]:
     """Gradients of a loss that counts once on rank 0, twice on rank 1 and so on."""
     small_tiles()
@@ -161,6 +185,7 @@ def loss_times_rank(objective: str, kernel: str, exchange: str) -> list[np.ndarr
     return [distributed.all_gather_rows(x.grad).numpy() for x in (image, text)]
 
 
+@with_settings_restored
 def measured_cost(
     objective: str,
     kernel: str,
@@ -188,6 +213,7 @@ def measured_cost(
     return peak, sum(received)
 
 
+@with_settings_restored
 def bytes_kept(objective: str, exchange: str, num_rows: int, embed_dim: int) -> int:
     """Bytes that the tiled loss keeps between forward and backward on this rank."""
     TILE_SIZES.update(tiled=MEASURED_TILE_SIZE)
@@ -207,3 +233,8 @@ def bytes_kept(objective: str, exchange: str, num_rows: int, embed_dim: int) -> 
             value = siglip_loss(image, text, scale, bias, kernel="tiled", exchange=exchange)
     value.backward()
     return sum(kept)
+
+
+def settings() -> tuple[dict[str, int], int]:
+    """What the jobs above change and put back."""
+    return dict(kernels.TILE_SIZES), kernels.MAX_DENSE_LOGITS

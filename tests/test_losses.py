@@ -385,3 +385,10 @@ def test_groups_must_divide_the_ranks(ranks: RankPool) -> None:
 def test_counts_are_laid_out_in_rank_order() -> None:
     assert [0, *accumulate(loss_oracle.UNEVEN[4])][-1] == loss_oracle.NUM_PAIRS
     assert loss_jobs.groups_of("group", 4, loss_oracle.UNEVEN[4]) == [list(range(9)), list(range(9, 24))]
+
+
+def test_jobs_leave_the_ranks_as_they_were(ranks: RankPool) -> None:
+    before = loss_jobs.settings()
+    ranks.run(4, loss_jobs.automatic_kernel, "softmax")
+    ranks.run(4, loss_jobs.bytes_kept, "softmax", "gather", 64, 8)
+    assert ranks.run(4, loss_jobs.settings) == [before] * 4
