@@ -1,0 +1,1 @@
+"""The evaluation suite: a small file for each task."""
