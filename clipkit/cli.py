@@ -21,6 +21,18 @@ COMMANDS = {
         "clipkit.commands.demo:app",
         "Train and evaluate on built-in data; ends with a report page.",
     ),
+    "describe": (
+        "clipkit.zeroshot.describe_cli:app",
+        "Have an LLM write descriptions of classes, for `classify --descriptions`.",
+    ),
+    "embed": (
+        "clipkit.retrieval.embed_cli:app",
+        "Images and captions to a folder of embeddings (npy and parquet) for search; resumable.",
+    ),
+    "evaluate": (
+        "clipkit.zeroshot.evaluate_cli:app",
+        "How good models are: zero-shot, retrieval, pairs, languages, few-shot; JSON and a report.",
+    ),
     "inspect": (
         "clipkit.commands.inspect:app",
         "What is in a data set or a model directory, or the installation.",
@@ -44,6 +56,7 @@ def make_app() -> App:
         version=__version__,
         exit_on_error=False,
         print_error=False,
+        suppress_keyboard_interrupt=False,
         result_action="return_value",
     )
     for name, (target, summary) in COMMANDS.items():

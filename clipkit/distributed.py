@@ -201,6 +201,15 @@ def all_gather_rows(rows: Tensor) -> Tensor:
     return gather_rows(rows, gather_counts(rows.shape[0], rows.device))
 
 
+def all_gather_objects(value: Any) -> list[Any]:
+    """What each rank gives, by rank; the values are pickled on their way."""
+    if not is_distributed():
+        return [value]
+    gathered: list[Any] = [None] * world_size()
+    dist.all_gather_object(gathered, value)
+    return gathered
+
+
 def barrier() -> None:
     """Wait for every rank; nothing to wait for in a world of one."""
     if is_distributed():

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from clipkit import metrics
+from clipkit import metrics, packed_texts
 from clipkit.distributed import all_gather_rows
 from clipkit.model import DualEncoder
 from clipkit.text_towers import needed_lengths
 
 DEFAULT_TEMPLATES = ("a photo of a {c}.",)
+
+_TOKENS_PER_TEXT = 16
+"""What a batch of texts is planned with, for rows that hold several."""
 
 Autocast = Callable[[], AbstractContextManager[Any]]
 
@@ -134,8 +138,8 @@ def encode_texts(
 ) -> Tensor:
     """Text features in batches, unnormalised.
 
-    A text that occurs several times is encoded once. Texts of like length share a batch, so that a causal
-    tower, which needs no columns behind the longest text of a batch, computes few in vain.
+    A text that occurs several times is encoded once. In a causal tower, texts that begin alike share the
+    computation of their beginning (see `packed_texts`); else, texts of like length share a batch.
 
     Args:
         model: evaluated as it is.
@@ -153,14 +157,29 @@ def encode_texts(
     if not places:
         return features
     tokens = model.tokenizer(list(places))
-    by_length = needed_lengths(model.model, tokens).argsort(stable=True)
     occurrences = torch.tensor([places[text] for text in texts])
     counts = torch.bincount(occurrences, minlength=len(places))
-    for batch in torch.split(by_length, batch_size):
+    for batch, encode in _text_batches(model, tokens, batch_size):
         with autocast():
-            features[batch.to(device)] = model.encode_text(tokens[batch]).float()
+            features[batch.to(device)] = encode().float()
         progress(int(counts[batch].sum()))
     return features[occurrences.to(device)]
+
+
+def _text_batches(
+    model: DualEncoder, tokens: Tensor, batch_size: int
+) -> Iterator[tuple[Tensor, Callable[[], Tensor]]]:
+    """Places of some texts, and what computes their features, until all texts have been given."""
+    lengths = needed_lengths(model.model, tokens)
+    if packed_texts.can_pack(model.model):
+        ids, ends = tokens.numpy(), lengths.numpy()
+        rows = packed_texts.plan_rows(ids, ends)
+        for some in packed_texts.batches(rows, batch_size * _TOKENS_PER_TEXT):
+            packed = packed_texts.pack(some, ids, ends)
+            yield packed.texts, partial(packed_texts.encode_packed, model.model, packed)
+    else:
+        for batch in torch.split(lengths.argsort(stable=True), batch_size):
+            yield batch, partial(model.encode_text, tokens[batch])
 
 
 @torch.inference_mode()

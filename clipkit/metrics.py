@@ -64,7 +64,7 @@ def recall_at_k(ranks: Tensor, k: int) -> float:
 def retrieval_metrics(
     image_features: Tensor, text_features: Tensor, image_of_text: Tensor, *, ks: tuple[int, ...] = (1, 5, 10)
 ) -> dict[str, float]:
-    """Recall and mean rank both ways, every caption of an image a positive (Karpathy's protocol).
+    """Recall, mean and median rank both ways, every caption of an image a positive (Karpathy's protocol).
 
     Args:
         image_features: (N, D), L2-normalised.
@@ -73,17 +73,67 @@ def retrieval_metrics(
         ks: the K of R@K.
 
     Returns:
-        `text_to_image_R@K`, `image_to_text_R@K` as fractions, and `..._mean_rank` (1 is perfect).
+        `text_to_image_R@K`, `image_to_text_R@K` as fractions, `..._mean_rank` and `..._median_rank` (1 is
+        perfect).
+    """
+    ranks_to_image, ranks_to_text = retrieval_ranks(image_features, text_features, image_of_text)
+    metrics: dict[str, float] = {}
+    for direction, ranks in (("text_to_image", ranks_to_image), ("image_to_text", ranks_to_text)):
+        metrics |= {f"{direction}_R@{k}": recall_at_k(ranks, k) for k in ks}
+        metrics[f"{direction}_mean_rank"] = mean_rank(ranks)
+        metrics[f"{direction}_median_rank"] = median_rank(ranks)
+    return metrics
+
+
+def retrieval_ranks(
+    image_features: Tensor, text_features: Tensor, image_of_text: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Rank of the image of each text, and of the best text of each image.
+
+    Arguments as of `retrieval_metrics`.
+
+    Returns:
+        (T,) and (N,) int64, 0 where a positive comes first.
     """
     texts = torch.arange(text_features.shape[0])
     image_of_text = image_of_text.cpu()
     to_image = positive_ranks(text_features, image_features, torch.stack([texts, image_of_text], dim=1))
     to_text = positive_ranks(image_features, text_features, torch.stack([image_of_text, texts], dim=1))
-    metrics: dict[str, float] = {}
-    for direction, ranks in (("text_to_image", to_image), ("image_to_text", to_text)):
-        metrics |= {f"{direction}_R@{k}": recall_at_k(ranks, k) for k in ks}
-        metrics[f"{direction}_mean_rank"] = float(ranks.double().mean()) + 1
-    return metrics
+    return to_image, to_text
+
+
+def mean_rank(ranks: Tensor) -> float:
+    """Mean of (Q,) zero-based ranks, counted from 1."""
+    return float(ranks.double().mean()) + 1
+
+
+def median_rank(ranks: Tensor) -> float:
+    """Median of (Q,) zero-based ranks, counted from 1; halfway between the middle two of an even number."""
+    ordered, half = ranks.sort().values, ranks.numel() // 2
+    return float(ordered[[half - 1 + ranks.numel() % 2, half]].double().mean()) + 1
+
+
+def label_ranks(logits: Tensor, labels: Tensor) -> Tensor:
+    """Rank of the label of each row among its logits.
+
+    Works through the rows in blocks, so memory beyond the result stays flat in their number.
+
+    Args:
+        logits: (N, C).
+        labels: (N,) int64 in [0, C).
+
+    Returns:
+        (N,) int64, 0 where the label has the highest logit.
+    """
+    classes = torch.arange(logits.shape[1])
+    ranks = torch.empty(labels.shape[0], dtype=torch.int64)
+    block = max(1, _SCORES_PER_BLOCK // max(1, logits.shape[1]))
+    for start in range(0, labels.shape[0], block):
+        scores, own = logits[start : start + block].cpu(), labels[start : start + block].cpu()[:, None]
+        label_scores = scores.gather(1, own)
+        ahead = ~(scores <= label_scores) & (classes != own) | (scores == label_scores) & (classes < own)
+        ranks[start : start + block] = ahead.sum(dim=1)
+    return ranks
 
 
 def topk_accuracy(logits: Tensor, labels: Tensor, k: int = 1) -> float:
@@ -94,13 +144,7 @@ def topk_accuracy(logits: Tensor, labels: Tensor, k: int = 1) -> float:
         labels: (N,) int64 in [0, C).
         k: at most C.
     """
-    own = torch.stack([torch.arange(labels.shape[0]), labels.cpu()], dim=1)
-    scores = logits.cpu()
-    label_scores = scores[own[:, 0], own[:, 1]][:, None]
-    classes = torch.arange(scores.shape[1])
-    is_own = classes == own[:, 1:]
-    ahead = ~(scores <= label_scores) & ~is_own | (scores == label_scores) & (classes < own[:, 1:])
-    return recall_at_k(ahead.sum(dim=1), k)
+    return recall_at_k(label_ranks(logits, labels), k)
 
 
 def confusion_matrix(predictions: Tensor, labels: Tensor, num_classes: int) -> Tensor:

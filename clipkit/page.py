@@ -22,6 +22,7 @@ _STYLE = """
 body { font: 16px/1.55 system-ui, sans-serif; color: var(--ink); background: var(--page);
        max-width: 62rem; margin: 2.5rem auto; padding: 0 1.25rem; }
 h1 { font-size: 1.9rem; margin: 0 0 .3rem; } h2 { font-size: 1.25rem; margin: 2.6rem 0 .4rem; }
+h3 { font-size: 1rem; margin: 1.4rem 0 .2rem; }
 p { max-width: 46rem; } .soft { color: var(--soft); }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: .8rem 0; }
 th, td { padding: .3rem .8rem; text-align: right; border-bottom: 1px solid var(--line); }
@@ -69,6 +70,16 @@ class Page:
         self._parts.append(f"<h2>{html.escape(title)}</h2>")
         if text:
             self._parts.append(f"<p>{html.escape(text)}</p>")
+
+    def subsection(self, title: str, text: str = "") -> None:
+        """A smaller heading, and a line under it."""
+        self._parts.append(f"<h3>{html.escape(title)}</h3>")
+        if text:
+            self.note(text)
+
+    def note(self, text: str) -> None:
+        """A paragraph in softer ink."""
+        self._parts.append(f'<p class="soft">{html.escape(text)}</p>')
 
     def figures(self, figures: Mapping[str, str]) -> None:
         """Large numbers with what they mean."""
@@ -183,6 +194,52 @@ def line_chart(title: str, curves: Mapping[str, Sequence[tuple[float, float]]], 
             x = left + 10 + 130 * number
             parts.append(f'<text x="{x}" y="{top + 10}" style="fill:{colour}">{html.escape(name)}</text>')
     return f'<svg viewBox="0 0 {width} {height}" width="{width}" role="img">{"".join(parts)}</svg>'
+
+
+def interval_chart(
+    title: str, bars: Sequence[tuple[str, float, float, float]], *, mark: float | None = None
+) -> str:
+    """Shares with their intervals, one below the other on a scale from 0 to 100 %, as SVG.
+
+    Args:
+        title: read out in place of the chart.
+        bars: name, share, and the ends of its interval, all in [0, 1].
+        mark: a share to compare with, drawn as a line across.
+
+    Returns:
+        Markup for `Page.charts`.
+    """
+    width, left, right, top, step = 640, 230, 60, 8, 26
+    height = top + step * len(bars) + 22
+
+    def place(share: float) -> float:
+        return left + share * (width - left - right)
+
+    parts = []
+    for tenth in range(0, 11, 2):
+        x = place(tenth / 10)
+        parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{top}" y2="{height - 20}"/>')
+        parts.append(f'<text x="{x:.1f}" y="{height - 5}" text-anchor="middle">{10 * tenth} %</text>')
+    if mark is not None:
+        x = place(mark)
+        parts.append(
+            f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{top}" y2="{height - 20}" stroke="{_COLOURS[1]}" '
+            'stroke-dasharray="4 3"><title>chance</title></line>'
+        )
+    for number, (name, share, low, high) in enumerate(bars):
+        y = top + step * (number + 0.5)
+        label = name if len(name) <= 34 else f"{name[:33]}…"
+        parts.append(f'<text x="{left - 10}" y="{y + 4:.1f}" text-anchor="end">{html.escape(label)}</text>')
+        parts.append(
+            f'<line x1="{place(low):.1f}" x2="{place(high):.1f}" y1="{y}" y2="{y}" '
+            f'stroke="{_COLOURS[0]}" stroke-width="3"/>'
+            f'<circle cx="{place(share):.1f}" cy="{y}" r="5" fill="{_COLOURS[0]}"/>'
+            f'<text x="{width - right + 8}" y="{y + 4:.1f}">{share:.1%}</text>'
+        )
+    return (
+        f'<svg viewBox="0 0 {width} {height}" width="{width}" role="img" aria-label="{html.escape(title)}">'
+        f"{''.join(parts)}</svg>"
+    )
 
 
 def _round_step(largest: float) -> float:

@@ -149,6 +149,11 @@ def _project(tower: Any, hidden: Tensor, text: Tensor) -> Tensor:
 
     pool_type = getattr(tower, "text_pool_type", None) or tower.pool_type
     pooled: Tensor = text_global_pool(tower.ln_final(hidden), text, pool_type, eos_token_id=_eos_id(tower))
+    return project_pooled(tower, pooled)
+
+
+def project_pooled(tower: Any, pooled: Tensor) -> Tensor:
+    """Pooled text features after the final norm (B, width) -> (B, D) in the joint space."""
     if tower.text_projection is None:
         return pooled
     if isinstance(tower.text_projection, nn.Linear):

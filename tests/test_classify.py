@@ -15,6 +15,7 @@ from clipkit.zeroshot.encoder import Encoder
 from PIL import Image
 from small_models import small_model
 
+from clipkit import packed_texts
 from clipkit.cli import main
 from clipkit.data.image_files import ImageFiles, find_images
 from clipkit.evaluation import class_features, encode_texts
@@ -59,6 +60,7 @@ def test_texts_of_any_length_and_number_are_encoded_as_one_by_one() -> None:
 
 def test_equal_texts_are_encoded_once_and_short_ones_together(monkeypatch: pytest.MonkeyPatch) -> None:
     model = small_model().eval()
+    monkeypatch.setattr(packed_texts, "can_pack", lambda _: False)
     shapes = []
     real = model.encode_text
     monkeypatch.setattr(model, "encode_text", lambda text: (shapes.append(text.shape[0]), real(text))[1])

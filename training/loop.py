@@ -14,6 +14,7 @@ import torch
 from clipkit import distributed
 from clipkit.console import Meter, progress
 from clipkit.data.skips import SkipReport
+from clipkit.devices import process_group
 from clipkit.gradcache import RngState
 
 from . import checkpoint, run_dir
@@ -24,7 +25,6 @@ from .data.loader import TrainLoader, build_train_loader
 from .evaluate import Evaluations, evaluate, open_evaluations
 from .export import save_model
 from .interrupt import EXIT_INTERRUPTED, Interrupt
-from .parallel import process_group
 from .plan import plan_loss
 from .runlog import RunLog
 from .step import Batch, NonFiniteLossError, StepResult, Trainer, train_step

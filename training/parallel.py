@@ -1,8 +1,7 @@
-"""Processes and devices: joining a torchrun job and wrapping the model for it."""
+"""Wrapping a model for the ranks of a job."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -15,39 +14,6 @@ from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forwar
 from torch.nn.parallel import DistributedDataParallel
 
 from clipkit import distributed
-
-
-def join() -> torch.device:
-    """Join the process group that torchrun describes, if any; returns this process's device."""
-    device = torch.device("cpu")
-    if torch.cuda.is_available():
-        device = torch.device("cuda", distributed.local_rank())
-        torch.cuda.set_device(device)
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
-        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend)
-    return device
-
-
-@contextmanager
-def process_group() -> Iterator[torch.device]:
-    """`join` for the duration of a block; leaves a group alone that others have made."""
-    was_initialized = dist.is_initialized()
-    device = join()
-    try:
-        yield device
-    finally:
-        if dist.is_initialized() and not was_initialized:
-            dist.destroy_process_group()
-
-
-AUTOCAST_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-def autocast_of(precision: str, device: torch.device) -> torch.autocast:
-    """The context in which towers run; fp32 leaves everything as it is."""
-    dtype = AUTOCAST_DTYPES[precision]
-    return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
 
 
 @dataclass(frozen=True, kw_only=True)

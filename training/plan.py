@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from clipkit import distributed
+from clipkit.devices import autocast_of
 from clipkit.exchange import ExchangeName
 from clipkit.losses.kernels import ResolvedKernel, choose_kernel
 from clipkit.losses.plan import LossCost, loss_cost
@@ -18,7 +19,6 @@ from clipkit.losses.plan import LossCost, loss_cost
 from .build import build_model
 from .config import TrainConfig
 from .objective import group_size_of
-from .parallel import autocast_of
 
 if TYPE_CHECKING:
     from clipkit.model import DualEncoder

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from clipkit import gradcache
+from clipkit.devices import autocast_of
 from clipkit.distributed import all_reduce_mean
 from clipkit.model import DualEncoder
 from clipkit.text_towers import needed_columns
@@ -18,7 +19,7 @@ from clipkit.text_towers import needed_columns
 from . import optim
 from .config import TrainConfig
 from .objective import Objective
-from .parallel import Parallel, autocast_of
+from .parallel import Parallel
 
 Batch = Mapping[str, Any]
 

@@ -6,7 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,6 +15,7 @@ from cyclopts import App, Parameter
 if TYPE_CHECKING:
     from clipkit.data.image_files import ImageFiles
 
+    from .answers import Answer
     from .classifier import PromptSet
     from .encoder import EncodedImages
 
@@ -43,6 +44,8 @@ class ClassifyOptions:
     """Classes shown for each picture."""
     explain: bool = False
     """Show how well each prompt of the best two classes fits."""
+    cards: Path | None = None
+    """Write a PNG of each picture, with a bar for each prompt of its best two classes, into this folder."""
     as_json: Annotated[bool, Parameter(name="--json")] = False
     """One JSON line a picture instead of text."""
     batch_size: int = 64
@@ -60,6 +63,8 @@ class ClassifyOptions:
         for name in ("top", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
+        if self.cards is not None and self.cards.exists() and not self.cards.is_dir():
+            raise ValueError(f"--cards must name a folder, {self.cards} is something else")
 
 
 @app.default
@@ -88,6 +93,8 @@ def classify(
     from .encoder import Encoder
 
     prompt_set = _prompt_set(options)
+    if options.cards is not None:
+        options.cards.mkdir(parents=True, exist_ok=True)
     files = ImageFiles(find_images(_places(paths)))
     model = clipkit.load(options.model)
     cache = None if options.no_cache else FeatureCache.of_model(model.model_id, model.embed_dim)
@@ -106,10 +113,12 @@ def classify(
         [str(files.paths[number]) for number in images.index.tolist()],
         logit_scale=float(model.logit_scale.detach().exp()),
         top=options.top,
-        with_explanations=options.explain,
+        with_explanations=options.explain or options.cards is not None,
     ):
-        print(json.dumps(answer.to_json()) if options.as_json else answer.to_text())
+        print(_shown(answer, options))
     _report(files, images, seconds)
+    if options.cards is not None:
+        print(f"{len(images.index)} cards in {options.cards}", file=sys.stderr)
     return 1 if images.unreadable else 0
 
 
@@ -142,6 +151,16 @@ def _prompt_set(options: ClassifyOptions) -> PromptSet:
         return prompts_of_names(names, load_templates(options.templates))
     prompt_format = PromptFormat() if options.templates is None else PromptFormat(options.templates)
     return prompts_of_descriptions(names, bank, prompt_format)
+
+
+def _shown(answer: Answer, options: ClassifyOptions) -> str:
+    """What is printed of an answer; its card is written first, if there are cards."""
+    from .cards import write_card
+
+    card = {} if options.cards is None else {"card": str(write_card(options.cards, answer))}
+    if not options.explain:
+        answer = replace(answer, explanations=())
+    return json.dumps(answer.to_json() | card) if options.as_json else answer.to_text()
 
 
 def _report(files: ImageFiles, images: EncodedImages, seconds: float) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
 
 from clipkit.data import problems
 from clipkit.data.problems import Problems, SampleError
@@ -22,7 +25,8 @@ class SampleKeys:
     """Extensions of caption files (one caption a line), or `json.FIELD` for a field of a json file (a string
     or a list of strings). The captions of all that a sample has are its captions, in this order."""
     label: str = "cls"
-    """Extension (in a table: column) of the class number."""
+    """Extension (in a table: column) of the class number; `npy` holds a 0 or 1 for every class, which becomes
+    the json field `labels`."""
     require: tuple[str, ...] = ("caption",)
     """What a sample must have besides its image: `caption`, `label`, both or neither."""
     fields: bool = False
@@ -80,6 +84,8 @@ class Source(ABC):
         """Usable samples in each shard; their sum is `len(source)`."""
         self.classnames: tuple[str, ...] | None = None
         """Names of the classes by label, where the source knows them."""
+        self.templates: tuple[str, ...] = ()
+        """Prompts with `{c}` for the class name that lie beside the data."""
 
     def __len__(self) -> int:
         return sum(self.sizes_per_shard)
@@ -151,6 +157,23 @@ def parse_label(text: bytes | str) -> int:
         return int(text)
     except ValueError as error:
         raise SampleError(problems.MISSING_LABEL, f"{text!r} is not a class number") from error
+
+
+def parse_label_member(content: bytes, key: str) -> tuple[int | None, Mapping[str, Any]]:
+    """The label of a sample, or the json field `labels` of one with several, from its label member.
+
+    Raises:
+        SampleError: it is neither an integer nor, under the key `npy`, an array of 0 and 1.
+    """
+    if key != "npy":
+        return parse_label(content), {}
+    try:
+        values = np.load(io.BytesIO(content), allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise SampleError(problems.MISSING_LABEL, f"no npy array: {error}") from error
+    if values.ndim != 1 or not np.isin(values, (0, 1)).all():
+        raise SampleError(problems.MISSING_LABEL, "expected an array with a 0 or 1 for every class")
+    return None, {"labels": values.astype(int).tolist()}
 
 
 def _decode(text: bytes) -> str:

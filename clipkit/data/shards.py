@@ -16,7 +16,7 @@ import numpy.typing as npt
 from clipkit.data import problems
 from clipkit.data.files import read_range
 from clipkit.data.problems import Problems
-from clipkit.data.samples import RawSample, SampleKeys, Source, parse_label, parse_members
+from clipkit.data.samples import RawSample, SampleKeys, Source, parse_label_member, parse_members
 from clipkit.data.tarindex import Int64s, TarIndex, load_index, load_indexes
 
 _NUM_TABLES_KEPT = 256
@@ -77,7 +77,10 @@ class ShardSource(Source):
         }
         image, label = members.pop("image"), members.pop("label", None)
         captions, fields = parse_members(members, self._keys)
-        number = None if label is None else parse_label(label)
+        number = None
+        if label is not None:
+            number, several = parse_label_member(label, self._keys.label)
+            fields = {**fields, **several}
         return RawSample(table.keys[row], image, captions, number, fields)
 
     def where(self, index: int) -> str:

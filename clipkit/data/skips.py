@@ -6,11 +6,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import torch.distributed as dist
-
 from clipkit.data.problems import Problems, describe_counts
 from clipkit.data.samples import Source
-from clipkit.distributed import is_distributed, world_size
+from clipkit.distributed import all_gather_objects
 
 
 class Skip(NamedTuple):
@@ -53,11 +51,7 @@ class SkipLog:
 
     def gather(self) -> None:
         """Learn what the other ranks have noted. All ranks must call it together."""
-        if not is_distributed():
-            return
-        notes: list[list[Skip]] = [[] for _ in range(world_size())]
-        dist.all_gather_object(notes, list(self._skips.values()))
-        for skips in notes:
+        for skips in all_gather_objects(list(self._skips.values())):
             self.add(skips)
 
     def skips(self) -> list[Skip]:

@@ -18,7 +18,8 @@ from clipkit.data.samples import RawSample, SampleKeys, Source, clean_captions, 
 SEGMENT_SIZE = 10_000
 """Samples that are treated as one shard where the files are not in shards."""
 
-_Row = tuple[str | None, str | None, str | None]
+Row = tuple[str | None, str | None, str | None]
+"""Image, caption and label."""
 
 
 class TableSource(Source):
@@ -30,8 +31,7 @@ class TableSource(Source):
         self._folder = path.parent
         samples: dict[str, list[str]] = {}
         labels: dict[str, str] = {}
-        rows = _parquet_rows(path, keys) if path.suffix.lower() == ".parquet" else _csv_rows(path, keys)
-        for number, (image, caption, label) in enumerate(rows, start=1):
+        for number, (image, caption, label) in enumerate(table_rows(path, keys), start=1):
             if not image:
                 self.problems.add(problems.MISSING_IMAGE, [f"{path.name}: row {number}"])
             elif caption is None and "caption" in keys.require:
@@ -83,7 +83,16 @@ def read_file(path: Path) -> bytes:
         raise SampleError(problems.MISSING_FILE, str(path)) from error
 
 
-def _csv_rows(path: Path, keys: SampleKeys) -> Iterator[_Row]:
+def table_rows(path: Path, keys: SampleKeys) -> Iterator[Row]:
+    """What the columns that `keys` name hold, row by row.
+
+    Raises:
+        ValueError: it is no such table, or lacks a column that is needed.
+    """
+    return _parquet_rows(path, keys) if path.suffix.lower() == ".parquet" else _csv_rows(path, keys)
+
+
+def _csv_rows(path: Path, keys: SampleKeys) -> Iterator[Row]:
     with path.open(newline="", encoding="utf-8-sig") as stream:
         header = stream.readline()
         stream.seek(0)
@@ -97,7 +106,7 @@ def _csv_rows(path: Path, keys: SampleKeys) -> Iterator[_Row]:
             raise ValueError(f"{path}, line {reader.line_num}: {error}") from error
 
 
-def _parquet_rows(path: Path, keys: SampleKeys) -> Iterator[_Row]:
+def _parquet_rows(path: Path, keys: SampleKeys) -> Iterator[Row]:
     try:
         file = pq.ParquetFile(path)
     except pa.ArrowInvalid as error:

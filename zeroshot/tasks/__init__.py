@@ -1,1 +1,1 @@
-"""The evaluation suite: a small file for each task."""
+"""The evaluation suite: a small file for each task, which takes features and never a model."""

@@ -80,7 +80,7 @@ class Measurement:
     """What a task found."""
 
     metrics: dict[str, float]
-    """By CLIP_benchmark's names where it has them; the first is the headline. Fractions, not percents."""
+    """By CLIP_benchmark's names where it has them; the first is the headline. Fractions, but for `plain`."""
     outcomes: dict[str, Tensor] = field(default_factory=dict)
     """By the name of a metric that is a mean: (items,) fp64 the values it is the mean of. Same items in the
     same order for every model, so that models are compared pair by pair."""
@@ -88,6 +88,8 @@ class Measurement:
     """95 % intervals of metrics that are no plain means; those of `outcomes` are computed from them."""
     chance: dict[str, float] = field(default_factory=dict)
     """What guessing gives, by metric."""
+    plain: tuple[str, ...] = ()
+    """Metrics that are no fractions and are shown as they are: ranks, distances, counts."""
     tables: tuple[Table, ...] = ()
     """Details for the report."""
     notes: tuple[str, ...] = ()
