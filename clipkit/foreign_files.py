@@ -62,6 +62,15 @@ class Description:
     """Patterns, such as `*.position_ids`, of tensors that are left unused."""
 
 
+def is_description(source: str | Path) -> bool:
+    """Whether a path names a file with `names`, the one field that no open_clip config has."""
+    path = Path(source).expanduser()
+    try:
+        return path.suffix == ".json" and path.is_file() and "names" in read_json(path)
+    except ValueError:
+        return False
+
+
 def load_foreign(
     description: str | Path,
     *,
@@ -111,7 +120,7 @@ def load_foreign(
         preprocess_config=PreprocessConfig.from_dict(
             {**described.preprocess, "size": described.image.image_size}
         ),
-        logit_scale=_logit_scale(described, tensors),
+        logit_scale=_logit_scale(described, tensors, checkpoint),
         description={key: value for key, value in content.items() if key != "weights"},
     )
     return model.to(device).eval()
@@ -124,6 +133,8 @@ def _check_given(described: Description, weights: str | Path | None, tokenizer: 
         raise ValueError("expected either bytes, or a tokenizer given to load_foreign")
     if (described.logit_scale is None) == (LOGIT_SCALE not in described.names):
         raise ValueError("expected either logit_scale, a number, or its name in names")
+    if not isinstance(described.names.get(LOGIT_SCALE, ""), str):
+        raise ValueError(f"names: {LOGIT_SCALE} must be the name of a tensor")
     text, tokens = described.text, described.bytes
     largest = max(text.end, text.pad, *((tokens.start or 0, tokens.offset + 255) if tokens else ()))
     if largest >= text.vocab_size:
@@ -187,7 +198,7 @@ def _byte_tokenizer(described: Description) -> ByteTokenizer:
     )
 
 
-def _logit_scale(described: Description, tensors: Tensors) -> float:
+def _logit_scale(described: Description, tensors: Tensors, origin: Path) -> float:
     """The inverse temperature, exponentiated."""
     name = described.names.get(LOGIT_SCALE)
     if name is None:
@@ -195,6 +206,6 @@ def _logit_scale(described: Description, tensors: Tensors) -> float:
         return described.logit_scale
     stored = tensors[name].double()
     if stored.numel() != 1:
-        raise ValueError(f"{LOGIT_SCALE} must be one number, {name} has {stored.numel()}")
+        raise ValueError(f"{origin}: {LOGIT_SCALE} must be one number, {name} has {stored.numel()}")
     scale = stored.reshape(())
     return float(scale.exp() if described.logit_scale_is_log else scale)

@@ -10,6 +10,7 @@ import torch
 from clipkit.architecture import Config, Towers, build, named_config, with_overrides
 from clipkit.checkpoints import Tensors, config_for_tensors, load_weights, read_tensors
 from clipkit.dual_encoder import DualEncoder
+from clipkit.foreign_files import is_description, load_foreign
 from clipkit.hf_conversion import belongs_to, convert_tensors
 from clipkit.openai_weights import openai_weights
 from clipkit.preprocess import PreprocessConfig
@@ -34,7 +35,9 @@ def load(
     Args:
         source: a clipkit model directory; an open_clip `name/tag`; `hf-hub:org/repo`; `local-dir:PATH` or a
             directory with `open_clip_config.json`; a transformers CLIP or SigLIP directory; a checkpoint file
-            together with `model_name`, or OpenAI's own state dict.
+            together with `model_name`, or OpenAI's own state dict; a JSON file that describes a checkpoint of
+            another make (see docs/foreign-checkpoints.md), which takes none of the settings below but
+            `device`.
         model_name: the architecture of a checkpoint file: an open_clip name, one of clipkit's, a JSON config,
             or "openai" to read it off the shapes.
         towers: "image" or "text" holds that tower alone; of the other nothing is read.
@@ -50,6 +53,10 @@ def load(
     """
     if towers not in ("both", "image", "text"):
         raise ValueError(f"towers must be both, image or text, got {towers!r}")
+    if is_description(source):
+        if towers != "both" or (model_name, image_size, context_length, patch_dropout) != (None,) * 4:
+            raise ValueError(f"{source} describes a foreign checkpoint, which is loaded whole and as it is")
+        return load_foreign(source, device=device)
     found = resolve(source, model_name)
     is_npz = found.weights.suffix == ".npz"
     tensors = {} if is_npz else _read(found, towers)

@@ -1,8 +1,9 @@
 """Outcomes of paired and multiple-choice evaluations, item by item, and what is made of them.
 
 A choice is right where its score is strictly higher than all others: ties are wrong, and so is NaN, so that
-a model whose features have collapsed scores 0, and never 100 %. Scores are computed in fp64 and compared in
-fp32, so that equal vectors tie whatever the order of summation.
+a model whose features have collapsed scores 0, and never 100 %. Only among classes the first of equal ones is
+taken. Scores of pairs are computed in fp64 and compared in fp32, so that equal vectors tie whatever the order
+of summation.
 """
 
 from __future__ import annotations
@@ -82,6 +83,26 @@ def choice_outcomes(
 def choice_chance(item_of_wrong: Tensor, num_items: int) -> Tensor:
     """What guessing gives each item, one over its number of candidates: (M,) int64 -> (N,) fp64."""
     return 1 / (1 + torch.bincount(item_of_wrong, minlength=num_items).double())
+
+
+def first_choices(query_features: Tensor, candidate_features: Tensor) -> Tensor:
+    """The candidate with the highest inner product; of equal ones the first, and -1 where one is NaN.
+
+    Works through the queries in blocks, so memory stays flat in their number.
+
+    Args:
+        query_features: (N, D).
+        candidate_features: (C, D), C >= 1.
+
+    Returns:
+        (N,) int64.
+    """
+    block = max(1, _PRODUCTS_PER_BLOCK // candidate_features.shape[0])
+    found = []
+    for queries in torch.split(query_features, block):
+        best = (queries @ candidate_features.T).max(dim=1)  # NaN is the largest
+        found.append(torch.where(best.values.isnan(), -1, best.indices))
+    return torch.cat(found) if found else torch.empty(0, dtype=torch.int64)
 
 
 def row_products(a: Tensor, b: Tensor) -> Tensor:

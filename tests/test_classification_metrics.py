@@ -75,7 +75,7 @@ def test_calibration_error_is_that_of_a_slow_oracle(monkeypatch: pytest.MonkeyPa
 
 def test_a_confidence_on_an_edge_belongs_to_the_lower_bin() -> None:
     # 0.5 lies in the bin (0, 1/2]; in the other bin its gap would cancel with that of 0.75.
-    logits, labels = logits_of([0.5, 0.75], 4), torch.tensor([0, 1])
+    logits, labels = torch.tensor([[0.0, 0.0], [math.log(3), 0.0]]), torch.tensor([0, 1])
     assert expected_calibration_error(logits, labels, num_bins=2) == pytest.approx((0.5 + 0.75) / 2)
 
 

@@ -16,7 +16,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-HELP_BLOCK = re.compile(r"```\n\$ clipkit ([^\n]*--help)\n(.*?)```", re.DOTALL)
+HELP_BLOCK = re.compile(r"```\n\$ clipkit ([^\n]*--(?:help|list-tasks))\n(.*?)```", re.DOTALL)
 
 
 def help_text(arguments: str) -> str:

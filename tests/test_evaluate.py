@@ -86,7 +86,8 @@ def write_suite(path: Path, tiles: str) -> Path:
 def test_settings_have_the_types_of_the_fields(tmp_path: Path) -> None:
     path = tmp_path / "suite.yaml"
     path.write_text(
-        "one:\n  task: toy\n  data: x.png\n  share: 1\n  file: ~/a\n  names: [a, b]\n  ks: 7\n  language: de\n"
+        "one:\n  task: toy\n  data: x.png\n  share: 1\n  file: ~/a\n  names: [a, b]\n  ks: 7\n"
+        "  language: de\n"
     )
     (entry,) = read_suite(path)
     assert (entry.name, entry.task, entry.language) == ("one", "toy", "de")
@@ -273,10 +274,10 @@ def test_tables_show_fractions_in_percent() -> None:
     assert show(12.345, plain=True) == "12.35"
     facts = {"dataset": "d", "task": "t", "language": "en", "settings": {}, "num_images": 1, "unreadable": {}}
     other = ModelName(model="b", pretrained="tag", model_id="1" * 64)
-    results = [
-        Result(model=NAME, metrics={"acc1": 0.5}, intervals={"acc1": (0.4, 0.6)}, chance={"acc1": 0.1}, **facts),
-        Result(model=other, metrics={"acc1": 0.25}, **facts),
-    ]  # fmt: skip
+    first = Result(
+        model=NAME, metrics={"acc1": 0.5}, intervals={"acc1": (0.4, 0.6)}, chance={"acc1": 0.1}, **facts
+    )
+    results = [first, Result(model=other, metrics={"acc1": 0.25}, **facts)]
     table = summary_table(results)
     assert table.header == ("data set: task", "metric", "runs/a (tag)", "b (tag)", "chance")
     assert table.rows == (("d: t", "acc1", "50.0 % [40.0, 60.0]", "25.0 %", "10.0 %"),)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -419,6 +420,31 @@ def test_tensors_that_are_left_unused_are_named_or_ignored(tmp_path: Path, clip:
     path.write_text(json.dumps({**OPEN_CLIP, "ignored": ["*.position_ids", "visual.*"]}))
     found = load_foreign(path, tokenizer=clip.tokenizer)
     torch.testing.assert_close(features(found, clip)[0], features(clip, clip)[0], atol=2e-5, rtol=0)
+
+
+def test_the_inverse_temperature(tmp_path: Path, clip: DualEncoder) -> None:
+    stored = clip.logit_scale.item()
+    found = load_foreign(write(tmp_path, clip, logit_scale_is_log=False), tokenizer=clip.tokenizer)
+    assert found.logit_scale.exp().item() == pytest.approx(stored)
+    names = with_names(logit_scale=None)
+    path = write(tmp_path, clip, names=names, ignored=["logit_scale"], logit_scale=7.0)
+    assert load_foreign(path, tokenizer=clip.tokenizer).logit_scale.exp().item() == pytest.approx(7)
+    path = write(tmp_path, clip, names=with_names(logit_scale="ln_final.bias"), ignored=["logit_scale"])
+    with pytest.raises(ValueError, match=r"one number, ln_final\.bias has 16"):
+        load_foreign(path, tokenizer=clip.tokenizer)
+    path = write(tmp_path, clip, names=with_names(logit_scale=["logit_scale"]))
+    with pytest.raises(ValueError, match="names: logit_scale must be the name of a tensor"):
+        load_foreign(path, tokenizer=clip.tokenizer)
+
+
+def test_the_example_of_the_documentation_is_complete(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[1] / "docs" / "foreign-checkpoints.md").read_text()
+    (example,) = re.findall(r"```json\n(.*?)```", text, re.DOTALL)
+    path = tmp_path / "mine.json"
+    path.write_text(example)
+    # All that is wrong with it is that there are no such weights.
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint at .*mine\.safetensors"):
+        load_foreign(path)
 
 
 @pytest.mark.parametrize(

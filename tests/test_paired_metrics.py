@@ -12,6 +12,7 @@ from clipkit.paired_metrics import (
     accuracy_interval,
     choice_chance,
     choice_outcomes,
+    first_choices,
     mean_of_groups,
     row_products,
     winoground_outcomes,
@@ -130,6 +131,17 @@ def test_choice_needs_something_to_choose() -> None:
         choice_outcomes(
             torch.eye(2), torch.eye(2), torch.tensor([0, 1]), torch.tensor([1]), torch.tensor([0])
         )
+
+
+def test_first_choices(monkeypatch: pytest.MonkeyPatch) -> None:
+    queries = torch.stack([E1, E2, E1 + E2, NAN, -E3])
+    assert first_choices(queries, torch.stack([E1, E2, E3])).tolist() == [0, 1, 0, -1, 0]
+    assert first_choices(queries, torch.stack([E1, NAN])).tolist() == [-1] * 5
+    assert first_choices(queries[:0], torch.eye(3)).tolist() == []
+    monkeypatch.setattr(paired_metrics, "_PRODUCTS_PER_BLOCK", 100)
+    queries, candidates = random_unit(60, 8), random_unit(40, 8, seed=1)
+    expected = [max(range(40), key=lambda c: float(queries[n] @ candidates[c])) for n in range(60)]
+    assert first_choices(queries, candidates).tolist() == expected
 
 
 def test_equal_rows_tie_wherever_they_stand() -> None:

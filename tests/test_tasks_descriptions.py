@@ -11,7 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from clipkit.zeroshot.controls import WaffleNoise, alphabet_of, matched_count, swapped
+from clipkit.zeroshot.controls import (
+    WaffleNoise,
+    alphabet_of,
+    matched_count,
+    scrambled,
+    shuffled,
+    swapped,
+)
 from clipkit.zeroshot.descriptions import NO_PHRASE, DescriptionBank, PromptFormat
 from clipkit.zeroshot.selection import DescriptionPool
 from clipkit.zeroshot.suite import make_entry
@@ -136,14 +143,19 @@ def test_wrong_descriptions_are_said_to_be_behind(tmp_path: Path) -> None:
     assert found.notes[0].endswith("the difference to the names alone is -100.0 points [-100.0, -100.0].")
 
 
-def test_noise_is_waffle_of_the_matched_count_in_the_same_prompts(tmp_path: Path) -> None:
+def recording(given: Features) -> tuple[Features, list[str]]:
+    """The same features, and all texts that are asked for from now on."""
     asked: list[str] = []
 
     def recorded(wanted: Sequence[str]) -> Tensor:
         asked.extend(wanted)
-        return texts(wanted)
+        return given.texts(wanted)
 
-    given = replace(features(IMAGES, LABELS), texts=recorded)
+    return replace(given, texts=recorded), asked
+
+
+def test_noise_is_waffle_of_the_matched_count_in_the_same_prompts(tmp_path: Path) -> None:
+    given, asked = recording(features(IMAGES, LABELS))
     words = tmp_path / "words.json"
     words.write_text(json.dumps(["alpha", "beta", "gamma", "delta"]))
     named = {"cat": ["striped", "big", "red"], "dog": ["spotted"]}
@@ -178,10 +190,46 @@ def test_seeds_are_averaged_image_by_image(tmp_path: Path) -> None:
     np.testing.assert_allclose(one[2].intervals["difference_to_noise"], expected, atol=0.02)
 
 
+def test_every_accuracy_equals_the_slow_way(tmp_path: Path) -> None:
+    written = {name: [f"{name} {n}" for n in range(2 + len(name))] for name in ("ab", "cde", "f", "ghi")}
+    bank = DescriptionBank.of(written)
+    labels = [n * n % 4 for n in range(40)]
+    images = labelled(random_texts([str(n) for n in range(40)]), labels, classnames=bank.names)
+    given = Features(images={"images": images}, texts=random_texts, logit_scale=1.0)
+    found = task(tmp_path, written, seeds=3, name_weight=2.5, template="{c}, {d}").measure(given).metrics
+
+    def accuracy(bank: DescriptionBank, kind: str) -> float:
+        num_right = 0
+        for image, label in zip(images.features, labels, strict=True):
+            scores = []
+            for name, row in zip(bank.names, bank.descriptors, strict=True):
+                cosines = [float(image @ one) for one in random_texts([f"{name}, {text}" for text in row])]
+                alone = float(image @ random_texts([name])[0])
+                mean = sum(cosines) / len(cosines)
+                scores.append({"": mean, "max_": max(cosines), "weighted_": mean + 2.5 * alone}[kind])
+            num_right += scores.index(max(scores)) == label
+        return num_right / len(labels)
+
+    def noise(seed: int) -> DescriptionBank:
+        return WaffleNoise(matched_count(bank), seed, (), alphabet_of(bank)).bank(bank.names)
+
+    for kind in ("", "max_", "weighted_"):
+        assert found[f"{kind}acc1"] == pytest.approx(accuracy(bank, kind))
+        of_seed = [accuracy(noise(seed), kind) for seed in range(3)]
+        assert found[f"noise_{kind}acc1"] == pytest.approx(sum(of_seed) / 3)
+    for control in (shuffled, swapped, scrambled):
+        of_seed = [accuracy(control(bank, seed), "") for seed in range(3)]
+        assert found[f"{control.__name__}_acc1"] == pytest.approx(sum(of_seed) / 3)
+
+
 def test_whole_sentences_have_noise_with_names(tmp_path: Path) -> None:
     sentences = {"cat": ["striped and big"], "dog": ["spotted and big"]}
-    found = task(tmp_path, sentences, template="{d}").measure(features(IMAGES, LABELS))
+    given, asked = recording(features(IMAGES, LABELS))
+    found = task(tmp_path, sentences, template="{d}", seeds=1).measure(given)
     assert found.metrics["acc1"] == 1.0
+    bank = DescriptionBank.of(sentences)
+    noise = WaffleNoise(1, 0, (), alphabet_of(bank)).descriptors(CLASSES)
+    assert {PromptFormat().prompt(name, text) for name in CLASSES for text in noise} <= set(asked)
     assert found.metrics["names_acc1"] == found.metrics["noise_acc1"] == 0.25
     assert "Noise is put into '{c}, {d}.', as sentences have no place for the class name." in found.notes
 
@@ -378,6 +426,19 @@ def test_random_characters_are_as_many_as_the_descriptions_and_differ_by_seed() 
     assert len(first.descriptions) == len(set(first.descriptions)) == len(pool.descriptions) == 21
     assert first.assigned == pool.assigned
     assert len({first.descriptions, second.descriptions, pool.descriptions}) == 3
+
+
+def test_random_characters_are_selected_with_each_seed() -> None:
+    bench, pool = random_bench()
+    test = Labelled(features=bench.test.features, labels=bench.test.labels)
+    train = Labelled(features=bench.train.features, labels=bench.train.labels)
+    found = compare_selection(train, test, bench.bank, FORMAT, random_texts, bench.options)
+    noise = [bench.candidates(random_pool(pool, bench.bank, seed)) for seed in (0, 1)]
+    right = torch.stack([bench.unnamed(one, selected).right for one in noise])
+    assert torch.equal(found.outcomes["not_zeroshot_random_acc1"], right.mean(dim=0))
+    assert not torch.equal(right[0], right[1])
+    right = torch.stack([bench.named(one, selected)["named"] for one in noise])
+    assert torch.equal(found.outcomes["not_zeroshot_named_random_acc1"], right.mean(dim=0))
 
 
 def test_training_images_are_few_and_balanced() -> None:

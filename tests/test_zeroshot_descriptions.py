@@ -217,3 +217,14 @@ def test_a_template_without_descriptors_has_one_prompt_a_class(bank: Description
 def test_prompts_refuse_classes_that_do_not_fit(bank: DescriptionBank) -> None:
     with pytest.raises(ValueError, match="no class is called"):
         PromptFormat().prompts(["hen"], bank)
+
+
+def test_one_of_several_banks_in_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "banks.json"
+    path.write_text(json.dumps({"pets": {"cat": ["whiskers"]}, "food": {"cake": []}}))
+    assert DescriptionBank.read(f"{path}:pets").descriptors == (("whiskers",),)
+    with pytest.raises(ValueError, match=r"no bank called ''; name one as FILE.json:NAME, of 'pets', 'food'"):
+        DescriptionBank.read(path)
+    path.write_text(json.dumps({"cat": ["whiskers"]}))
+    with pytest.raises(ValueError, match="there is no bank called 'pets'"):
+        DescriptionBank.read(f"{path}:pets")

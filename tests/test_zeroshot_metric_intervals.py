@@ -34,6 +34,11 @@ def test_recall_over_classes_is_that_of_drawing_images() -> None:
     assert found != mean_per_class_recall_interval(right, labels, seed=1)
 
 
+def test_a_class_that_a_sample_lacks_does_not_count_in_it() -> None:
+    right, labels = torch.ones(4), torch.tensor([0, 0, 0, 1])
+    assert mean_per_class_recall_interval(right, labels) == (1.0, 1.0)
+
+
 def test_values_between_0_and_1_are_values_of_their_own() -> None:
     labels = torch.tensor([0] * 40 + [1] * 40)
     values = torch.tensor([0.0, 1 / 3, 2 / 3, 1.0]).repeat(20)

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from clipkit.data.image_files import ImageFiles
 
     from .answers import Answer
-    from .classifier import PromptSet
-    from .encoder import EncodedImages
+    from .classifier import Classifier, PromptSet
+    from .encoder import EncodedImages, Encoder
 
 app = App(
     name="classify",
@@ -36,6 +36,9 @@ class ClassifyOptions:
     """Class names between commas."""
     classes_file: Path | None = None
     """A file with a class name a line."""
+    head: str | None = None
+    """In place of classes: features of them from a file, `.npz`, `.npy` or `.safetensors` (`:ARRAY` for one
+    of several), with the names beside it in a `.txt` or `.json`."""
     descriptions: Path | None = None
     """A JSON file `{class: [descriptor, ...]}`; its classes, unless others are named."""
     templates: str | None = None
@@ -56,10 +59,15 @@ class ClassifyOptions:
     """Compute all features anew; else another question to the same pictures costs no forward pass."""
 
     def __post_init__(self) -> None:
+        prompted = (self.classes, self.classes_file, self.descriptions, self.templates)
+        if self.head is not None and prompted != (None,) * 4:
+            raise ValueError("--head brings its classes: leave out --classes, --descriptions and --templates")
         if self.classes is not None and self.classes_file is not None:
             raise ValueError("give one of --classes and --classes-file, got both")
-        if self.classes is None and self.classes_file is None and self.descriptions is None:
-            raise ValueError("give the classes: --classes a,b,c, --classes-file FILE or --descriptions FILE")
+        if self.head is None and prompted[:3] == (None,) * 3:
+            raise ValueError(
+                "give the classes: --classes a,b,c, --classes-file FILE, --descriptions FILE or --head FILE"
+            )
         for name in ("top", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
@@ -89,18 +97,16 @@ def classify(
     from clipkit.feature_cache import FeatureCache
 
     from .answers import answers
-    from .classifier import build_classifier
     from .encoder import Encoder
 
-    prompt_set = _prompt_set(options)
+    prompt_set = None if options.head is not None else _prompt_set(options)
     if options.cards is not None:
         options.cards.mkdir(parents=True, exist_ok=True)
     files = ImageFiles(find_images(_places(paths)))
     model = clipkit.load(options.model)
     cache = None if options.no_cache else FeatureCache.of_model(model.model_id, model.embed_dim)
     encoder = Encoder(model, cache)
-    with progress("prompts", len(prompt_set.prompts)) as meter:
-        classifier = build_classifier(encoder, prompt_set, progress=meter.advance)
+    classifier = _classifier(encoder, prompt_set, options)
     began = time.perf_counter()
     with progress("pictures", len(files)) as meter:
         images = encoder.images(
@@ -120,6 +126,20 @@ def classify(
     if options.cards is not None:
         print(f"{len(images.index)} cards in {options.cards}", file=sys.stderr)
     return 1 if images.unreadable else 0
+
+
+def _classifier(encoder: Encoder, prompt_set: PromptSet | None, options: ClassifyOptions) -> Classifier:
+    """From the prompts, or as it is stored."""
+    from clipkit.console import progress
+
+    from .classifier import build_classifier
+    from .stored_heads import read_head
+
+    if prompt_set is None:
+        assert options.head is not None
+        return read_head(options.head, embed_dim=encoder.model.embed_dim)
+    with progress("prompts", len(prompt_set.prompts)) as meter:
+        return build_classifier(encoder, prompt_set, progress=meter.advance)
 
 
 def _places(paths: Sequence[str]) -> list[str]:

@@ -35,17 +35,23 @@ class DescriptionBank:
     def read(cls, path: Path | str) -> DescriptionBank:
         """A bank from a JSON file `{class: [descriptor, ...]}`, the format of DCLIP and CuPL.
 
+        Args:
+            path: of the file; `FILE.json:NAME` for one of several banks `{name: {class: [...]}}`, which is
+                how CLIP_benchmark keeps them.
+
         Raises:
             ValueError: the file does not parse or holds something else, see `of`.
             OSError: it cannot be read.
         """
+        file, _, name = str(path).partition(".json:")
+        place = Path(f"{file}.json" if name else file)
         try:
-            text = Path(path).read_text(encoding="utf-8-sig")
-            return cls.of(json.loads(text, object_pairs_hook=_each_once))
+            text = place.read_text(encoding="utf-8-sig")
+            return cls.of(_one_bank(json.loads(text, object_pairs_hook=_each_once), name))
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path} does not parse as JSON: {error}") from None
+            raise ValueError(f"{place} does not parse as JSON: {error}") from None
         except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
+            raise ValueError(f"{place}: {error}") from None
 
     @classmethod
     def of(cls, mapping: Mapping[str, Sequence[str]]) -> DescriptionBank:
@@ -210,6 +216,17 @@ def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """The object in a JSON file; `json` alone would keep the last of two equal keys and say nothing."""
     _refuse_twice([name for name, _ in pairs])
     return dict(pairs)
+
+
+def _one_bank(content: Any, name: str) -> Any:
+    """The bank of a name, where a file holds several."""
+    is_several = isinstance(content, Mapping) and any(isinstance(bank, Mapping) for bank in content.values())
+    if not is_several and not name:
+        return content
+    if not is_several or name not in content:
+        choices = f"; name one as FILE.json:NAME, of {_named(list(content))}" if is_several else ""
+        raise ValueError(f"there is no bank called {name!r}{choices}")
+    return content[name]
 
 
 def _refuse_twice(names: Sequence[str]) -> None:

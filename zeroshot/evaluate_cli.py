@@ -51,6 +51,8 @@ class EvaluateOptions:
     """Show no progress."""
     as_json: Annotated[bool, Parameter(name="--json")] = False
     """One JSON line a result instead of a table."""
+    list_tasks: bool = False
+    """Only say which tasks there are and what settings they have."""
 
 
 _DEFAULTS = EvaluateOptions()
@@ -70,6 +72,11 @@ def evaluate(
         models: model directories, or anything else that `clipkit.load` takes.
         options: what and how.
     """
+    if options.list_tasks:
+        from .task_help import describe_tasks
+
+        print(describe_tasks())
+        return 0
     _check(models, options)
     from clipkit.devices import process_group
     from clipkit.distributed import rank

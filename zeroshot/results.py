@@ -73,13 +73,24 @@ def fingerprint(settings: dict[str, Any], sizes: dict[str, int], model_id: str, 
     """What a result must have in common with a request to answer it.
 
     Args:
-        settings: of the entry.
+        settings: see `Entry.describe`; the content of files that they name counts, but not of folders.
         sizes: samples of each source.
         model_id: of the model.
         precision: of the towers.
     """
-    facts = {"settings": settings, "sizes": sizes, "model_id": model_id, "precision": precision}
-    return hashlib.sha256(canonical_json({**facts, "version": __version__}).encode()).hexdigest()
+    files = {name: _content(value) for name, value in settings["settings"].items() if isinstance(value, str)}
+    facts = {"settings": settings, "files": files, "sizes": sizes, "model_id": model_id}
+    facts |= {"precision": precision, "version": __version__}
+    return hashlib.sha256(canonical_json(facts).encode()).hexdigest()
+
+
+def _content(value: str) -> str:
+    """Hash of the file that a setting names, empty for other settings."""
+    path = Path(value)
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+    except (OSError, ValueError):  # no path at all, such as a long template
+        return ""
 
 
 def make_result(measurement: Measurement, intervals: dict[str, tuple[float, float]], **facts: Any) -> Result:

@@ -106,8 +106,8 @@ def _run_entry(
     stamp = fingerprint(entry.describe(), sizes, named.model_id, options.precision)
     path = options.output / result_name(entry.name, named, entry.language, entry.task)
     # Rank 0 decides, because folders need not be shared.
-    found = None if options.overwrite or rank() else find_result(path, stamp)
-    found = all_gather_objects(found)[0]
+    own = None if options.overwrite or rank() else find_result(path, stamp)
+    found: Result | None = all_gather_objects(own)[0]
     if found is not None:
         return found
     show = rank() == 0 and not options.quiet

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import sys
@@ -13,12 +14,14 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import App, Parameter
 
 if TYPE_CHECKING:
+    from clipkit.scene_descriptions import VarietyShards
     from clipkit.scenes import SceneShards
 
 app = App(name="demo", help="Train and evaluate on built-in data; ends with a report page.")
 
 REPORT_NAME = "report.html"
 CONFIG_NAME = "train.yaml"
+SUITE_NAME = "suite.yaml"
 
 TRAIN_CONFIG = """\
 # What `clipkit demo` trains: a small model on the scenes that it has generated.
@@ -49,6 +52,21 @@ class DemoFolder:
         return self.path / "scenes"
 
     @property
+    def varieties(self) -> Path:
+        """Fine-grained classes with descriptions."""
+        return self.path / "varieties"
+
+    @property
+    def object_descriptions(self) -> Path:
+        """Descriptions of the classes of the single objects."""
+        return self.path / "object_descriptions.json"
+
+    @property
+    def results(self) -> Path:
+        """Result files and the report of `clipkit evaluate`."""
+        return self.path / "results"
+
+    @property
     def run(self) -> Path:
         """The training run, with the model directory in it."""
         return self.path / "run"
@@ -66,12 +84,14 @@ def demo(
     num_train: Annotated[int, Parameter(help="Scenes to train on.")] = 16_000,
     num_train_objects: Annotated[int, Parameter(help="Images of one object to train on.")] = 10_000,
     num_val: Annotated[int, Parameter(help="Held-out scenes for retrieval.")] = 1_000,
+    num_varieties_test: Annotated[int, Parameter(help="Test images of each fine-grained class.")] = 40,
     seed: Annotated[int, Parameter(help="Fixes scenes and training.")] = 0,
 ) -> int:
     """Train a small model on generated scenes in a few minutes and show what it can do.
 
     An interrupted demo goes on where it was when it is started again.
     """
+    from clipkit.scene_descriptions import VarietyShards
     from clipkit.scenes import SceneShards
 
     folder = DemoFolder(output)
@@ -80,13 +100,14 @@ def demo(
         num_train=num_train, num_train_objects=num_train_objects, num_val=num_val, seed=seed
     )
     generate_scenes(folder, settings)
-    status = train(folder, seed=seed)
+    describe_classes(folder, VarietyShards(num_test=num_varieties_test, seed=seed))
+    status = train(folder, seed=seed) or evaluate_suite(folder)
     if status != 0:
         return status
 
     from clipkit.commands.demo_report import evaluate, write_report
 
-    results = evaluate(folder.model, folder.scenes)
+    results = evaluate(folder.model, folder.scenes, folder.results)
     report = output / REPORT_NAME
     write_report(report, results, run=folder.run, minutes=(time.monotonic() - began) / 60)
     for name, value in results.headline().items():
@@ -111,6 +132,15 @@ def generate_scenes(folder: DemoFolder, settings: SceneShards) -> None:
         write_shards(folder.scenes, settings, num_processes=min(2, os.cpu_count() or 1), progress=report)
 
 
+def describe_classes(folder: DemoFolder, settings: VarietyShards) -> None:
+    """Write the fine-grained classes and the descriptions of all classes, unless they are there."""
+    from clipkit.scene_descriptions import object_descriptions, write_varieties
+
+    write_varieties(folder.varieties, settings)
+    described = json.dumps(object_descriptions(seed=settings.seed), indent=2) + "\n"
+    folder.object_descriptions.write_text(described, encoding="utf-8")
+
+
 def train(folder: DemoFolder, *, seed: int) -> int:
     """Run `clipkit train` as a user would; returns its exit status."""
     from clipkit.cli import main
@@ -123,5 +153,26 @@ def train(folder: DemoFolder, *, seed: int) -> int:
     arguments += ["--eval.retrieval.val", str(folder.scenes / "val")]
     arguments += ["--eval.zero-shot.objects", str(folder.scenes / "objects" / "test")]
     arguments += ["--seed", str(seed), "--resume", "auto"]
+    print(f"$ clipkit {shlex.join(arguments)}", file=sys.stderr)
+    return main(arguments)
+
+
+def evaluate_suite(folder: DemoFolder) -> int:
+    """Run `clipkit evaluate` as a user would; returns its exit status."""
+    import yaml
+
+    from clipkit.cli import main
+    from clipkit.commands.demo_tasks import suite_entries
+
+    entries = suite_entries(
+        val=folder.scenes / "val",
+        objects=folder.scenes / "objects",
+        object_descriptions=folder.object_descriptions,
+        varieties=folder.varieties,
+    )
+    suite = folder.path / SUITE_NAME
+    suite.write_text(yaml.safe_dump(entries, sort_keys=False), encoding="utf-8")
+    arguments = ["evaluate", str(folder.model), "--suite", str(suite), "--output", str(folder.results)]
+    arguments += ["--no-cache"]  # nothing outside the demo's folder
     print(f"$ clipkit {shlex.join(arguments)}", file=sys.stderr)
     return main(arguments)

@@ -14,9 +14,10 @@ from torch import Tensor
 
 import clipkit
 from clipkit import metrics, page
+from clipkit.commands import demo_tasks
 from clipkit.data.evaluation import EvalSource, build_eval_loader, open_eval_source
 from clipkit.data.samples import SampleKeys, Source
-from clipkit.evaluation import EncodedSet, class_features, encode_set, encode_texts
+from clipkit.evaluation import EncodedSet, class_features, encode_set
 from clipkit.images import decode_image
 from clipkit.model import DualEncoder
 from clipkit.scene_objects import COLOURS, SHAPES, UNSEEN_CLASSES
@@ -42,8 +43,7 @@ class Results:
     retrieval: dict[str, float]
     recall_by_detail: dict[str, float]
     """Text-to-image R@1 by how much of the scene the caption says."""
-    binding: dict[str, tuple[float, int]]
-    """By kind of foil: how often the true caption scores higher, and of how many."""
+    tasks: demo_tasks.TaskResults
     predictions: Tensor
     labels: Tensor
     classnames: tuple[str, ...]
@@ -71,11 +71,18 @@ class Results:
             f"image-to-text R@1 over {self.num_scenes:,} held-out scenes": (
                 f"{self.retrieval['image_to_text_R@1']:.1%}"
             ),
+            **demo_tasks.figures(self.tasks),
         }
 
 
-def evaluate(model_dir: Path, scenes: Path) -> Results:
-    """Measure a model directory on the held-out scenes."""
+def evaluate(model_dir: Path, scenes: Path, results: Path) -> Results:
+    """Measure a model directory on the held-out scenes.
+
+    Args:
+        model_dir: of the model.
+        scenes: the demo's shards.
+        results: where `clipkit evaluate` has written what it found of this model.
+    """
     model = clipkit.load(model_dir).eval()
     keys = SampleKeys(fields=True)
     val = open_eval_source("val", scenes / "val", "retrieval", keys)
@@ -89,7 +96,7 @@ def evaluate(model_dir: Path, scenes: Path) -> Results:
         num_scenes=encoded.image_features.shape[0],
         retrieval=encoded.retrieval_metrics(),
         recall_by_detail=_recall_by_detail(encoded, fields),
-        binding=_binding(model, encoded, fields),
+        tasks=demo_tasks.read_task_results(results, model.model_id),
         predictions=(images.image_features @ classes.T).argmax(dim=1),
         labels=images.labels,
         classnames=objects.classnames,
@@ -110,25 +117,6 @@ def _recall_by_detail(encoded: EncodedSet, fields: list[Any]) -> dict[str, float
     return {
         name: metrics.recall_at_k(ranks[torch.tensor([detail == name for detail in details])], 1)
         for name in dict.fromkeys(details)
-    }
-
-
-@torch.inference_mode()
-def _binding(model: DualEncoder, encoded: EncodedSet, fields: list[Any]) -> dict[str, tuple[float, int]]:
-    foils = [(row, foil) for row, one in enumerate(fields) for foil in one["foils"]]
-    rows = torch.tensor([row for row, _ in foils])
-
-    def scores(which: str) -> Tensor:
-        texts = encode_texts(model, [foil[which] for _, foil in foils], device=CPU)
-        unit = torch.nn.functional.normalize(texts, dim=-1)
-        return (unit * encoded.image_features[rows]).sum(dim=1)
-
-    is_right = scores("caption") > scores("foil")
-    kinds = [foil["kind"] for _, foil in foils]
-    return {
-        kind: (float(is_right[chosen].double().mean()), int(chosen.sum()))
-        for kind in sorted(set(kinds))
-        if (chosen := torch.tensor([k == kind for k in kinds])).any()
     }
 
 
@@ -157,12 +145,15 @@ def write_report(path: Path, results: Results, *, run: Path, minutes: float) -> 
     report.figures({name.removeprefix("... "): value for name, value in results.headline().items()})
     _show_training(report, run)
     _show_retrieval(report, results)
+    demo_tasks.show_captions(report, results.tasks)
     _show_zero_shot(report, results)
+    demo_tasks.show_descriptions(report, results.tasks)
     report.section("The same on your data")
     report.code(
         "clipkit inspect 'shards/{00000..00031}.tar'\n"
         f"clipkit train {run.parent / 'train.yaml'} --data.sources.mine 'shards/{{00000..00031}}.tar' "
-        "--output runs/mine"
+        "--output runs/mine\n"
+        f"clipkit evaluate runs/mine/model --suite {run.parent / 'suite.yaml'}"
     )
     report.write(path)
 
@@ -210,14 +201,6 @@ def _show_retrieval(report: page.Page, results: Results) -> None:
     )
     for query in results.queries:
         report.row(query.text, query.hits)
-    report.section(
-        "Binding",
-        "How often the true caption of a scene scores higher than one that a single exchange makes false; "
-        "chance is 50 %. A model of this size that pools its image by maximum knows what is in a scene but "
-        "hardly where, or what belongs to what: this table is for those who want to do better.",
-    )
-    rows = [[kind, f"{share:.1%}", f"{count:,}"] for kind, (share, count) in results.binding.items()]
-    report.table(["exchange", "true caption wins", "pairs"], rows)
 
 
 def _show_zero_shot(report: page.Page, results: Results) -> None:

@@ -3,7 +3,7 @@
 found while indexing   missing image, missing caption, missing label, duplicate key, duplicate member,
 truncated tar, unreadable tar, wrong sizes.json
 found while reading    empty caption, missing caption (a field of a json member), unreadable json,
-undecodable text, missing file, and the reasons of `clipkit.images`
+undecodable text, missing file, bad region, and the reasons of `clipkit.images`
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ DUPLICATE_MEMBER = "duplicate member"
 TRUNCATED_TAR = "truncated tar"
 UNREADABLE_TAR = "unreadable tar"
 WRONG_SIZES = "wrong sizes.json"
+BAD_REGION = "bad region"
 
 INDEX_REASONS = (
     MISSING_IMAGE,
@@ -43,6 +44,7 @@ READ_REASONS = (
     UNDECODABLE_TEXT,
     MISSING_FILE,
     MISSING_LABEL,
+    BAD_REGION,
     *images.IMAGE_REASONS,
 )
 NUM_EXAMPLES = 3

@@ -9,14 +9,11 @@ from pathlib import Path
 
 from PIL import Image
 
-from clipkit.data.problems import SampleError
+from clipkit.data.problems import BAD_REGION, SampleError
 from clipkit.data.samples import RawSample, Source
 from clipkit.data.tables import read_file, segment_sizes
 from clipkit.images import ImageError, decode_image
 from clipkit.visual_prompts import PromptCanvas
-
-BAD_REGION = "bad region"
-"""Why a sample cannot be used whose box or mask does not fit its image."""
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ def known_names(source: str, found: Sequence[str] | None, file: Path | None) -> 
         ValueError: there are no names, or the file has fewer than the data.
         OSError: the file cannot be read.
     """
-    names = tuple(found or ()) if file is None else read_class_names(file)
+    names = tuple(found or ()) if file is None else read_class_names(file, each_once=False)
     if len(names) < 2:
         raise ValueError(f"{source} has no names of classes; give a file with a name a line as class_names")
     if len(names) < len(found or ()):

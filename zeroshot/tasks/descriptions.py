@@ -17,7 +17,8 @@ from .base import Features, ImageSet, Measurement, Task
 from .class_data import checked_labels, known_names, labels_by_name
 from .compared import Labelled, joined
 from .description_controls import ControlOptions, compare_controls
-from .description_selection import SelectionOptions, compare_selection
+from .description_selection import compare_selection
+from .selection_bench import SelectionOptions
 
 JOINERS: dict[str, PhraseRule] = {"dclip": DCLIP_RULE, "waffle": WAFFLE_FORMAT.rule, "none": NO_PHRASE}
 """Setting `joiner` -> what is put between a class name and its descriptor."""

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from clipkit.data.samples import Source
-from clipkit.metrics import positive_ranks
-from clipkit.paired_metrics import mean_of_groups
+from clipkit.paired_metrics import first_choices, mean_of_groups
 
 from ..classifier import prompts_of_names
 from ..templates import load_templates
@@ -116,7 +115,7 @@ class Multilingual(Task):
         """See `Task`."""
         images = features.only
         names = self._checked_names(images.name, images.classnames)
-        order = images.labels.argsort(stable=True)
+        sorted_labels, order = images.labels.sort(stable=True)
         results, notes = [], []
         for language in chosen_languages(list(self._known), self.languages):
             templates = self._templates(language)
@@ -124,7 +123,7 @@ class Multilingual(Task):
                 notes.append(f"{language} is left out: {self.prompts} has no templates for it.")
                 continue
             labels = self._labels_of(language, names)
-            result = _measure(labels, self._level(labels), templates, features, order)
+            result = _measure(labels, self._level(labels), templates, features, (sorted_labels, order))
             if result is None:
                 notes.append(f"{language} is left out: the data has no image of its classes.")
             else:
@@ -167,7 +166,11 @@ class Multilingual(Task):
 
 
 def _measure(
-    labels: LanguageLabels, level: str, templates: Sequence[str], features: Features, order: Tensor
+    labels: LanguageLabels,
+    level: str,
+    templates: Sequence[str],
+    features: Features,
+    by_label: tuple[Tensor, Tensor],
 ) -> _Result | None:
     """One language, or None without an image of its classes.
 
@@ -176,10 +179,9 @@ def _measure(
         level: of the language.
         templates: with `{c}`.
         features: of the images and texts.
-        order: (N,) int64, the images sorted by their label.
+        by_label: (N,) int64 each, the sorted labels of the images, and the rows of these.
     """
-    images = features.only
-    sorted_labels = images.labels[order]
+    sorted_labels, order = by_label
     classes = torch.tensor(labels.classes)
     low = torch.searchsorted(sorted_labels, classes)
     high = torch.searchsorted(sorted_labels, classes, right=True)
@@ -193,8 +195,8 @@ def _measure(
     is_first = torch.tensor([first_of[label] == number for number, label in enumerate(labels.labels)])
     class_of_row = torch.arange(len(classes)).repeat_interleave(high - low)
     vectors = class_vectors(features.texts, prompts_of_names(list(places), templates))
-    positives = torch.stack([torch.arange(len(rows)), place_of_class[class_of_row]], dim=1)
-    right = (positive_ranks(images.features[rows], vectors, positives) == 0) & is_first[class_of_row]
+    predictions = first_choices(features.only.features[rows], vectors)
+    right = (predictions == place_of_class[class_of_row]) & is_first[class_of_row]
     return _Result(
         labels=labels,
         level=level,

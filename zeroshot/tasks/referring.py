@@ -143,7 +143,7 @@ class Referring(Task):
         directions = (texts if bank is None else texts - bank) * features.logit_scale
         lengths = [len(question.expressions) for question, _ in usable]
         parts = []
-        for (question, rows), own in zip(usable, directions.split(lengths), strict=True):
+        for (question, rows), own in zip(usable, torch.split(directions, lengths), strict=True):
             logits = features.only.features[rows] @ own.T
             scores = torch.cat([logits, logits.sum(dim=0, keepdim=True)])
             is_right = torch.zeros(len(question.candidates), dtype=torch.bool)
