@@ -29,7 +29,7 @@ from clipkit.complete_folder import complete_folder
 from clipkit.scene_captions import TEMPLATES, noun_phrase
 from clipkit.scene_objects import CLASSES, COLOURS, SHAPES, Description, class_names
 from clipkit.scene_sampling import Scene, generate
-from clipkit.scene_shards import _encode, _write_lines, _write_split
+from clipkit.scene_shards import encode, write_lines, write_split
 
 FORMAT_VERSION = 1
 """Raised whenever the same settings would give other bytes."""
@@ -159,15 +159,15 @@ def _write_tree(root: Path, settings: VarietyShards) -> None:
     train, test = specimens(settings)
     for split, drawn in (("train", train), ("test", test)):
         samples = (
-            {**_encode(scene, "objects", settings.image_size), "cls": str(label).encode()}
+            {**encode(scene, "objects", settings.image_size), "cls": str(label).encode()}
             for label, scene in drawn
         )
-        _write_split(root / split, "{}.tar", _SHARD_SIZE, samples)
+        write_split(root / split, "{}.tar", _SHARD_SIZE, samples)
         num_shards = len(list((root / split).glob("*.tar")))
         (root / split / "nshards.txt").write_text(f"{num_shards}\n")
     # Reversed, so that the first specimen of a class remains.
     described = {VARIETIES[label].name: describe_specimen(scene) for label, scene in reversed(train)}
     ordered = {variety.name: described[variety.name] for variety in VARIETIES}
     (root / DESCRIPTIONS_NAME).write_text(json.dumps(ordered, indent=2) + "\n", encoding="utf-8")
-    _write_lines(root / "classnames.txt", ordered)
-    _write_lines(root / "zeroshot_classification_templates.txt", TEMPLATES)
+    write_lines(root / "classnames.txt", ordered)
+    write_lines(root / "zeroshot_classification_templates.txt", TEMPLATES)

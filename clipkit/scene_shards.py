@@ -21,14 +21,12 @@ import io
 import itertools
 import json
 import multiprocessing
-import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from clipkit.complete_folder import complete_folder
 from clipkit.scene_captions import TEMPLATES, Claim
 from clipkit.scene_objects import class_names, unseen_class_names
 from clipkit.scene_sampling import Scene, generate
@@ -111,20 +109,9 @@ def write_shards(
     """
     out_dir, settings = Path(out_dir), settings or SceneShards()
     described = json.dumps({"format_version": FORMAT_VERSION, **asdict(settings)}, indent=2) + "\n"
-    marker = out_dir / "scenes.json"
-    if marker.is_file() and marker.read_text() == described:
-        return out_dir
-    if out_dir.exists() and not (out_dir.is_dir() and not any(out_dir.iterdir())):
-        raise FileExistsError(f"{out_dir} already holds something else; name a new folder or remove it")
-    out_dir.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{out_dir.name}.", dir=out_dir.parent))
-    try:
-        partial.chmod(0o777 & ~_umask())
-        _write_tree(partial, settings, num_processes, progress)
-        (partial / marker.name).write_text(described)
-        os.replace(partial, out_dir)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with complete_folder(out_dir, "scenes.json", described) as root:
+        if root is not None:
+            _write_tree(root, settings, num_processes, progress)
     return out_dir
 
 
@@ -150,15 +137,16 @@ def _write_tree(
             jobs = [(settings, split, start, min(_SCENES_PER_JOB, number - start)) for start in starts]
             folder = root / "objects" / "test" if split == "objects" else root / split
             pattern = "{}.tar" if split == "objects" else "{:05d}.tar"
-            _write_split(folder, pattern, settings.shard_size, counted(run(_encode_job, jobs)))
+            write_split(folder, pattern, settings.shard_size, counted(run(_encode_job, jobs)))
     objects = root / "objects"
     (objects / "test" / "nshards.txt").write_text(f"{len(list((objects / 'test').glob('*.tar')))}\n")
-    _write_lines(objects / "classnames.txt", class_names())
-    _write_lines(objects / "unseen_classnames.txt", unseen_class_names())
-    _write_lines(objects / "zeroshot_classification_templates.txt", TEMPLATES)
+    write_lines(objects / "classnames.txt", class_names())
+    write_lines(objects / "unseen_classnames.txt", unseen_class_names())
+    write_lines(objects / "zeroshot_classification_templates.txt", TEMPLATES)
 
 
-def _write_split(folder: Path, pattern: str, shard_size: int, samples: Iterator[Sample]) -> None:
+def write_split(folder: Path, pattern: str, shard_size: int, samples: Iterator[Sample]) -> None:
+    """Write samples as tars of `shard_size`, named by `pattern` and their number, with `sizes.json`."""
     import webdataset  # imports torch
 
     folder.mkdir(parents=True)
@@ -175,10 +163,11 @@ def _write_split(folder: Path, pattern: str, shard_size: int, samples: Iterator[
 def _encode_job(job: tuple[SceneShards, str, int, int]) -> list[Sample]:
     settings, split, start, number = job
     scenes = generate(number, seed=settings.seed, split=split, start=start)
-    return [_encode(scene, split, settings.image_size) for scene in scenes]
+    return [encode(scene, split, settings.image_size) for scene in scenes]
 
 
-def _encode(scene: Scene, split: str, image_size: int) -> Sample:
+def encode(scene: Scene, split: str, image_size: int) -> Sample:
+    """The members of a sample; the label of `objects` is their class id."""
     image = io.BytesIO()
     scene.draw(image_size).save(image, "JPEG", **_JPEG)
     fields = json.dumps(describe(scene, with_foils=split in ("val", "objects"))).encode()
@@ -214,11 +203,6 @@ def _claim(claim: Claim) -> dict[str, Any]:
     return {"claim": type(claim).__name__, **asdict(claim)}
 
 
-def _write_lines(path: Path, lines: Iterable[str]) -> None:
+def write_lines(path: Path, lines: Iterable[str]) -> None:
+    """Write a text file."""
     path.write_text("".join(f"{line}\n" for line in lines))
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

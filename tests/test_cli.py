@@ -23,6 +23,10 @@ def _modules_after(statement: str) -> set[str]:
         "from clipkit.cli import main; assert main(['train', '--help']) == 0",
         "from clipkit.cli import main; assert main(['inspect', '--help']) == 0",
         "from clipkit.cli import main; assert main(['demo', '--help']) == 0",
+        "from clipkit.cli import main; assert main(['classify', '--help']) == 0",
+        "from clipkit.cli import main; assert main(['describe', '--help']) == 0",
+        "from clipkit.cli import main; assert main(['embed', '--help']) == 0",
+        "from clipkit.cli import main; assert main(['evaluate', '--help']) == 0",
         "import clipkit",
     ],
 )

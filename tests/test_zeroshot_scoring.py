@@ -4,7 +4,6 @@ import pytest
 import torch
 from clipkit.zeroshot import scoring
 from clipkit.zeroshot.scoring import (
-    bootstrap_difference,
     class_means,
     explain,
     max_scores,
@@ -156,45 +155,3 @@ def test_explanations_follow_given_scores_and_the_order_of_ties() -> None:
     assert [(item.class_name, item.score) for item in found] == [("hen", 0.5)]
     with pytest.raises(ValueError, match="a text for each of 3 prompts, got 1"):
         explain(IMAGES[0], PROMPTS, CLASSES, ["a"], ["hen", "cow"])
-
-
-def answers(both: int, only_a: int, only_b: int, neither: int) -> tuple[Tensor, Tensor]:
-    a = [True] * (both + only_a) + [False] * (only_b + neither)
-    b = [True] * both + [False] * only_a + [True] * only_b + [False] * neither
-    return torch.tensor(a), torch.tensor(b)
-
-
-def test_a_difference_by_hand() -> None:
-    difference, low, high = bootstrap_difference(*answers(50, 20, 10, 20))
-    assert difference == pytest.approx(0.1)
-    # The variance of one image's difference is 0.3 - 0.1 ** 2, so the interval is near 0.1 -+ 1.96 * 0.0539.
-    assert low == pytest.approx(-0.0056, abs=0.015)
-    assert high == pytest.approx(0.2056, abs=0.015)
-
-
-def test_a_difference_equals_drawing_images_one_by_one() -> None:
-    a, b = answers(20, 9, 3, 8)
-    generator = torch.Generator().manual_seed(0)
-    drawn = torch.randint(40, (20_000, 40), generator=generator)
-    differences = (a[drawn].double() - b[drawn].double()).mean(dim=1)
-    expected = differences.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    found = bootstrap_difference(a, b, num_samples=20_000)
-    assert found[1:] == pytest.approx(expected, abs=0.026)  # one image more or less
-
-
-def test_properties_of_a_difference() -> None:
-    a, b = answers(30, 12, 5, 9)
-    assert bootstrap_difference(a, b) == bootstrap_difference(a, b)
-    assert bootstrap_difference(a, b) != bootstrap_difference(a, b, seed=1)
-    assert bootstrap_difference(a, a) == (0.0, 0.0, 0.0)
-    assert bootstrap_difference(torch.ones(5).bool(), torch.zeros(5).bool()) == (1.0, 1.0, 1.0)
-    difference, low, high = bootstrap_difference(b, a, num_samples=20_000)
-    assert difference == -bootstrap_difference(a, b)[0]
-    assert low < difference < high
-    assert -high == pytest.approx(bootstrap_difference(a, b, num_samples=20_000)[1], abs=0.02)
-
-
-@pytest.mark.parametrize(("size_a", "size_b"), [(0, 0), (3, 4)])
-def test_a_difference_needs_the_same_images(size_a: int, size_b: int) -> None:
-    with pytest.raises(ValueError, match="same images"):
-        bootstrap_difference(torch.ones(size_a).bool(), torch.ones(size_b).bool())

@@ -173,7 +173,10 @@ def _print(results: Sequence[Result], *, as_json: bool) -> None:
     summary = summary_table(results)
     table = Table(box=None, pad_edge=False)
     for number, column in enumerate(summary.header):
-        table.add_column(column, justify="left" if number < 2 else "right", no_wrap=number < 2)
+        table.add_column(column, justify="left" if number < 2 else "right", no_wrap=True)
     for row in summary.rows:
         table.add_row(*row)
-    Console().print(table, markup=False)
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=240)  # a file has no edge to wrap at
+    console.print(table, markup=False)

@@ -39,7 +39,10 @@ def write_reports(folder: Path, results: Sequence[Result]) -> tuple[Path, Path]:
         if part.intervals:
             html.charts([interval_chart(part.title, part.intervals, mark=part.chance)])
         for table in part.tables:
-            html.subsection(table.title, table.note)
+            if table.title != part.title:
+                html.subsection(table.title)
+            if table.note:
+                html.note(table.note)
             html.table(table.header, table.rows)
         for note in part.notes:
             html.note(note)

@@ -93,10 +93,10 @@ def name_model(source: str, model_id: str) -> ModelName:
     if not Path(source).exists():
         model, _, tag = source.rpartition("/") if ":" not in source else (source, "", "")
         return ModelName(model=model or source, pretrained=tag or model_id[:12], model_id=model_id)
-    path = Path(source).resolve()
-    # A training run keeps its model in a folder called `model`.
-    shown = path.parent.name if path.name == "model" else path.name
-    return ModelName(model=shown, pretrained=model_id[:12], model_id=model_id)
+    # A training run keeps its model in a folder called `model`, and the demo its run in one called `run`.
+    path = Path(source).absolute()
+    names = (name for name in reversed(path.parts) if name not in ("model", "run"))
+    return ModelName(model=next(names, path.name), pretrained=model_id[:12], model_id=model_id)
 
 
 def _run_entry(

@@ -1,11 +1,10 @@
-"""Scores of images from the prompts of each class, what they are made of, and how sure a difference is."""
+"""Scores of images from the prompts of each class, and what they are made of."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -177,40 +176,6 @@ def explain(
             )
         )
     return found
-
-
-def bootstrap_difference(
-    correct_a: Tensor, correct_b: Tensor, *, num_samples: int = 2000, seed: int = 0
-) -> tuple[float, float, float]:
-    """Difference of two accuracies on the same images, with a paired bootstrap interval of 95 %.
-
-    An image is drawn with both of its answers. All that a sample of N images tells is how many of them only a
-    has right and how many only b, and these counts are multinomial: drawing them is drawing the images.
-
-    Args:
-        correct_a: (N,) bool, what method a has right.
-        correct_b: (N,) bool, the same images.
-        num_samples: bootstrap samples.
-        seed: of the samples.
-
-    Returns:
-        Accuracy of a minus that of b, and the percentiles 2.5 and 97.5 of it.
-
-    Raises:
-        ValueError: the shapes differ or there is no image.
-    """
-    if correct_a.shape != correct_b.shape or correct_a.ndim != 1 or not correct_a.numel():
-        raise ValueError(
-            "expected answers of two methods to the same images, got shapes "
-            f"{tuple(correct_a.shape)} and {tuple(correct_b.shape)}"
-        )
-    num_images = correct_a.numel()
-    only_a = int((correct_a & ~correct_b).sum())
-    only_b = int((correct_b & ~correct_a).sum())
-    shares = np.array([only_a, only_b, num_images - only_a - only_b]) / num_images
-    drawn = np.random.default_rng(seed).multinomial(num_images, shares, size=num_samples)
-    low, high = np.quantile((drawn[:, 0] - drawn[:, 1]) / num_images, [0.025, 0.975])
-    return (only_a - only_b) / num_images, float(low), float(high)
 
 
 def rows_per_class(class_of_row: Tensor, num_rows: int, num_classes: int) -> Tensor:

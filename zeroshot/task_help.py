@@ -35,9 +35,10 @@ def field_docs(kind: type[Any]) -> dict[str, str]:
     assert isinstance(body, ast.ClassDef)
     found: dict[str, str] = {}
     for statement, after in zip(body.body, body.body[1:], strict=False):
-        is_field = isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name)
-        if is_field and isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
-            found[statement.target.id] = str(after.value.value)  # type: ignore[union-attr]
+        if not (isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name)):
+            continue
+        if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
+            found[statement.target.id] = str(after.value.value)
     return found
 
 
