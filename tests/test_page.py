@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from clipkit import page
+from clipkit.charts import interval_chart, line_chart
 
 
 def test_a_page_is_one_file_with_everything_escaped(tmp_path: Path) -> None:
@@ -40,7 +41,7 @@ def test_a_heat_table_marks_cells_and_leaves_gaps_empty(tmp_path: Path) -> None:
 
 
 def test_points_of_a_line_chart_by_hand() -> None:
-    chart = page.line_chart("loss", {"loss": [(0, 5.0), (50, 2.5), (100, 0.0)]}, x_label="step")
+    chart = line_chart("loss", {"loss": [(0, 5.0), (50, 2.5), (100, 0.0)]}, x_label="step")
     (points,) = re.findall(r'points="([^"]+)"', chart)
     places = [tuple(map(float, point.split(","))) for point in points.split()]
     # x from 46 to 428; y axis to 5 from 30 (top) to 224 (bottom).
@@ -51,4 +52,25 @@ def test_points_of_a_line_chart_by_hand() -> None:
 
 @pytest.mark.parametrize("curves", [{}, {"empty": []}, {"zero": [(0, 0.0)]}])
 def test_a_chart_of_nothing_is_drawn(curves: dict[str, list[tuple[float, float]]]) -> None:
-    assert page.line_chart("t", curves, x_label="x").endswith("</svg>")
+    assert line_chart("t", curves, x_label="x").endswith("</svg>")
+
+
+def test_intervals_of_shares_by_hand() -> None:
+    chart = interval_chart("acc", [("a <model>", 0.5, 0.25, 0.75), ("b", 0.0, 0.0, 0.1)], mark=0.1)
+    # The scale goes from x = 230 to x = 580.
+    assert '<circle cx="405.0" cy="21.0"' in chart
+    assert '<line x1="317.5" x2="492.5" y1="21.0" y2="21.0"' in chart
+    assert '<line x1="265.0" x2="265.0"' in chart
+    assert "a &lt;model&gt;" in chart
+    assert "50.0%" in chart
+
+
+def test_subsections_and_notes_are_escaped(tmp_path: Path) -> None:
+    report = page.Page("title", "lead")
+    report.subsection("a < b", "c & d")
+    report.note("<e>")
+    report.write(tmp_path / "report.html")
+    text = (tmp_path / "report.html").read_text()
+    assert "<h3>a &lt; b</h3>" in text
+    assert "c &amp; d" in text
+    assert "&lt;e&gt;" in text

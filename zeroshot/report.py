@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from clipkit.page import Page, interval_chart
+from clipkit.charts import interval_chart
+from clipkit.page import Page
 
 from .intervals import paired_difference
 from .results import Result

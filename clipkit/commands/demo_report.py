@@ -14,6 +14,7 @@ from torch import Tensor
 
 import clipkit
 from clipkit import metrics, page
+from clipkit.charts import line_chart
 from clipkit.commands import demo_tasks
 from clipkit.data.evaluation import EvalSource, build_eval_loader, open_eval_source
 from clipkit.data.samples import SampleKeys, Source
@@ -176,8 +177,8 @@ def _show_training(report: page.Page, run: Path) -> None:
     }
     report.charts(
         [
-            page.line_chart("Loss (nats)", {"loss": loss}, x_label="images seen"),
-            page.line_chart("Held-out scenes (%)", curves, x_label="images seen"),
+            line_chart("Loss (nats)", {"loss": loss}, x_label="images seen"),
+            line_chart("Held-out scenes (%)", curves, x_label="images seen"),
         ]
     )
 
