@@ -31,13 +31,14 @@ from report import write_result
 from safetensors.torch import save_file
 
 import clipkit
-from clipkit import classification_metrics, metrics
+from clipkit import binary_rankings, classification_metrics, metrics
 from clipkit.data.image_files import ImageFiles, find_images
 from clipkit.devices import has_bf16_instructions
 from clipkit.feature_cache import FeatureCache
 
 MODEL = "ViT-B-32"
-PEER = "clip_benchmark==1.6.2"
+PEER = ("clip_benchmark==1.6.2", "numpy<2.3")
+"""Its accuracy fails under later versions of numpy, which no longer make a float of an array of one."""
 
 
 class Peer:
@@ -73,7 +74,7 @@ def peer_python(folder: Path) -> str:
     """An environment with CLIP_benchmark alone."""
     venv.create(folder, with_pip=True)
     python = folder / "bin" / "python"
-    subprocess.run([python, "-m", "pip", "install", "--quiet", PEER], check=True)
+    subprocess.run([python, "-m", "pip", "install", "--quiet", *PEER], check=True)
     return str(python)
 
 
@@ -130,8 +131,10 @@ def compare_metrics(peer: Peer, folder: Path) -> dict[str, tuple[float, float]]:
     ours = {
         "acc1": metrics.topk_accuracy(logits, labels, 1),
         "acc5": metrics.topk_accuracy(logits, labels, 5),
-        "mean_per_class_recall": classification_metrics.mean_per_class_recall(logits.argmax(1), labels),
-        "mean_average_precision": classification_metrics.mean_average_precision(logits, several),
+        "mean_per_class_recall": classification_metrics.mean_per_class_recall(
+            (logits.argmax(1) == labels).double(), labels, 100
+        ),
+        "mean_average_precision": float(binary_rankings.average_precisions(logits, several.bool()).mean()),
         **{f"image_retrieval_recall@{k}": recalls[f"text_to_image_R@{k}"] for k in (1, 5, 10)},
         **{f"text_retrieval_recall@{k}": recalls[f"image_to_text_R@{k}"] for k in (1, 5, 10)},
     }
@@ -162,7 +165,7 @@ def main() -> None:
     parser.add_argument("--num-compared", type=int, default=40, help="classes that both build, in turn")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--peer-images", type=int, default=200, help="images that the peer encodes")
-    parser.add_argument("--peer-python", help=f"of an environment with {PEER}; made anew without it")
+    parser.add_argument("--peer-python", help="of an environment with CLIP_benchmark; made anew without it")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -175,6 +178,10 @@ def main() -> None:
 
 def measure(peer: Peer, folder: Path, options: argparse.Namespace) -> str:
     """All comparisons, as the body of the result file."""
+    rows = "\n".join(
+        f"| {name} | {our:.9f} | {their:.9f} | {abs(our - their):.1e} |"
+        for name, (our, their) in compare_metrics(peer, folder).items()
+    )
     names = read_names(options.class_names)
     templates = load_templates("openai")
     torch.manual_seed(0)
@@ -211,10 +218,6 @@ def measure(peer: Peer, folder: Path, options: argparse.Namespace) -> str:
     peer_images = peer.ask("images", paths=paths, batch_size=64) / len(paths)
     peer_second = statistics.median(theirs) * len(names) + peer_images * len(files)
 
-    rows = "\n".join(
-        f"| {name} | {our:.9f} | {their:.9f} | {abs(our - their):.1e} |"
-        for name, (our, their) in compare_metrics(peer, folder).items()
-    )
     amp_line = "" if amp is None else (
         f"With its default, autocast (this CPU has bf16 instructions), it takes {spread(amp)} s a class: "
         f"{statistics.median(amp) / statistics.median(ours):.1f} times clipkit's fp32.\n\n"

@@ -33,9 +33,21 @@ COMMANDS = {
         "clipkit.zeroshot.evaluate_cli:app",
         "How good models are: zero-shot, retrieval, pairs, languages, few-shot; JSON and a report.",
     ),
+    "index": (
+        "clipkit.retrieval.index_cli:app",
+        "Build a search index of embeddings; add, update and remove rows; check and measure it.",
+    ),
     "inspect": (
         "clipkit.commands.inspect:app",
         "What is in a data set or a model directory, or the installation.",
+    ),
+    "search": (
+        "clipkit.retrieval.search_cli:app",
+        "Find images in an index by texts and images.",
+    ),
+    "serve": (
+        "clipkit.retrieval.serve_cli:app",
+        "An HTTP service and a page that search indexes with texts and pictures.",
     ),
     "train": (
         "clipkit.training.cli:app",

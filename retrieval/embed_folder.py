@@ -6,7 +6,6 @@ makes every other partition anew, under the same names.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections import Counter
@@ -21,6 +20,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from clipkit.checksums import sha256_of
 from clipkit.data.problems import Problems
 from clipkit.json_files import canonical_json, read_json
 from clipkit.version import __version__
@@ -32,7 +32,6 @@ from .store import FORMAT_VERSION, MANIFEST_NAME, METADATA, MORE_TEXTS, check_fo
 STATS = "stats"
 FAILED_NAME = "failed.parquet"
 _PARTIAL = ".tmp"
-_BYTES_AT_ONCE = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,15 +207,6 @@ def _lock(descriptor: int) -> bool:
     except OSError:  # a network disk without locks
         return True
     return True
-
-
-def sha256_of(path: Path) -> str:
-    """Hex digest of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while part := stream.read(_BYTES_AT_ONCE):
-            digest.update(part)
-    return digest.hexdigest()
 
 
 def _save_npy(path: Path, rows: npt.NDArray[np.float16]) -> None:

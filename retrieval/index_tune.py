@@ -1,0 +1,267 @@
+"""How much of the exact result an index finds, how fast, and the settings that reach a goal."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clipkit.charts import line_chart
+from clipkit.page import Page
+
+from .index import nearest
+from .index_faiss import SearchSettings, VectorIndex
+from .rows import EmbeddingRows, Float32s, Int64s
+
+KS = (1, 10, 100)
+_K_FACTORS = (1, 2, 4, 8, 16)
+_EF_SEARCH = (16, 32, 64, 128, 256, 512, 1024)
+_REPEATS = 3
+_QUERIES_AT_ONCE = 256
+_ENOUGH = 0.99
+"""Recall at which the curve ends."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Queries:
+    """Vectors that an index is measured with, and what an exact search finds for them."""
+
+    kind: str
+    """`text` or `image`: what they are embeddings of."""
+    vectors: Float32s
+    """(Q, D), rows L2-normalised."""
+    neighbours: Int64s
+    """(Q, K) positions, the best first."""
+    own: Int64s | None = None
+    """(Q,) position of the query itself in the index, which is not counted; None where it is not in it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """One setting of an index on the same queries."""
+
+    settings: SearchSettings
+    recall: Mapping[str, float]
+    """Recall@k by k: the share of the k exact neighbours that are among the first k found."""
+    queries_per_second: float
+    """Of a search for as many as the goal's recall counts, in one batch, on all threads of faiss."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecallReport:
+    """What tuning an index found."""
+
+    factory: str
+    num_rows: int
+    query_kind: str
+    num_queries: int
+    goal: float
+    recall_at: int
+    chosen: Measured
+    """Measured on queries that the choice was not made with, where there are enough."""
+    exact_queries_per_second: float
+    reaches_goal: bool
+    curve: tuple[Measured, ...] = field(default=())
+    """Settings of which none is both slower and worse than another, from fast to thorough."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self)
+
+    def to_text(self) -> str:
+        """One line."""
+        recalls = ", ".join(f"recall@{k} {value:.3f}" for k, value in self.chosen.recall.items())
+        used = {name: value for name, value in asdict(self.chosen.settings).items() if value is not None}
+        settings = ", ".join(f"{name} {value}" for name, value in used.items())
+        exact = f" (exact: {self.exact_queries_per_second:,.0f})" if settings else ""
+        return (
+            f"{self.factory}{f' ({settings})' if settings else ''}: {recalls} of the exact search on "
+            f"{self.num_queries} {self.query_kind} queries, {self.chosen.queries_per_second:,.0f} queries/s"
+            f"{exact}"
+        )
+
+
+def make_queries(
+    base: EmbeddingRows, texts: EmbeddingRows | None, num_queries: int, *, recall_at: int = 10, seed: int = 0
+) -> tuple[Queries, float]:
+    """Draw queries and search for them exactly.
+
+    Args:
+        base: what the index holds.
+        texts: captions, none of which the index was built from; where there are none, rows of `base` are the
+            queries.
+        num_queries: at most so many.
+        recall_at: as many neighbours are needed.
+        seed: of the draw.
+
+    Returns:
+        The queries, and how many of them an exact search answers in a second.
+    """
+    source = base if texts is None else texts
+    chosen = np.random.default_rng(seed).permutation(len(source))[:num_queries]
+    vectors = source.take(chosen)
+    own = chosen if texts is None else None
+    k = min(len(base), max(*KS, recall_at) + (own is not None))
+    began = time.perf_counter()
+    _, neighbours = nearest(vectors, numbered_blocks(base.blocks()), k)
+    seconds = time.perf_counter() - began
+    if own is not None:
+        neighbours = without(neighbours, own)
+    kind = "image" if texts is None else "text"
+    return Queries(kind=kind, vectors=vectors, neighbours=neighbours, own=own), len(vectors) / seconds
+
+
+def numbered_blocks(blocks: Iterable[Float32s]) -> Iterator[tuple[Int64s, Float32s]]:
+    """Blocks with the positions of their rows."""
+    start = 0
+    for block in blocks:
+        yield np.arange(start, start + len(block)), block
+        start += len(block)
+
+
+def tune(
+    index: VectorIndex, queries: Queries, *, factory: str, goal: float, recall_at: int, exact_rate: float
+) -> RecallReport:
+    """The fastest settings that reach a recall, found on one half of the queries and measured on the other.
+
+    Args:
+        index: with all its rows.
+        queries: at least one.
+        factory: how the index was made, for the report.
+        goal: recall to reach, in (0, 1].
+        recall_at: the k of that recall.
+        exact_rate: queries per second of the exact search, for the report.
+
+    Returns:
+        The report; where no settings reach the goal, the most thorough ones are chosen.
+    """
+    half = len(queries.vectors) // 2 or 1
+    first, second = _part(queries, slice(None, half)), _part(queries, slice(half, None))
+    measured: list[Measured] = []
+    for settings in _candidates(index):
+        measured += [measure(index, first, one, recall_at) for one in settings]
+        if max(one.recall[str(recall_at)] for one in measured) >= max(goal, _ENOUGH):
+            break  # what is more thorough still is slower
+    reaching = [one for one in measured if one.recall[str(recall_at)] >= goal]
+    if reaching:
+        best = max(reaching, key=lambda one: one.queries_per_second)
+    else:
+        best = max(measured, key=lambda one: one.recall[str(recall_at)])
+    chosen = measure(index, second if len(second.vectors) else first, best.settings, recall_at)
+    return RecallReport(
+        factory=factory,
+        num_rows=len(index),
+        query_kind=queries.kind,
+        num_queries=len(second.vectors) or len(first.vectors),
+        goal=goal,
+        recall_at=recall_at,
+        chosen=chosen,
+        exact_queries_per_second=exact_rate,
+        reaches_goal=bool(reaching),
+        curve=_frontier(measured, str(recall_at)),
+    )
+
+
+def measure(index: VectorIndex, queries: Queries, settings: SearchSettings, recall_at: int) -> Measured:
+    """Recall and speed of one setting.
+
+    Recall@k is that of a search for `k`: a search for more looks at more candidates.
+    """
+    seconds = []
+    for _ in range(_REPEATS):
+        began = time.perf_counter()
+        _find(index, queries, recall_at, settings)
+        seconds.append(time.perf_counter() - began)
+    return Measured(
+        settings=settings,
+        recall={
+            str(k): recall_of(_find(index, queries, k, settings), queries.neighbours, k)
+            for k in sorted({*KS, recall_at})
+        },
+        queries_per_second=len(queries.vectors) / min(seconds),
+    )
+
+
+def _find(index: VectorIndex, queries: Queries, k: int, settings: SearchSettings) -> Int64s:
+    has_own = queries.own is not None
+    _, found = index.search(queries.vectors, min(k + has_own, len(index)), settings)
+    return found if queries.own is None else without(found, queries.own)
+
+
+def recall_of(found: Int64s, neighbours: Int64s, k: int) -> float:
+    """Share of the first `k` exact neighbours that are among the first `k` found, in the mean over queries.
+
+    Args:
+        found: (Q, >= k or all) positions; -1 counts as nothing.
+        neighbours: (Q, >= k or all) positions of the exact search.
+        k: at least 1.
+    """
+    exact = neighbours[:, :k]
+    num_shared = 0
+    for start in range(0, len(exact), _QUERIES_AT_ONCE):
+        some = slice(start, start + _QUERIES_AT_ONCE)
+        num_shared += int((found[some, :k, None] == exact[some, None]).any(axis=1).sum())
+    return num_shared / max(exact.size, 1)
+
+
+def without(positions: Int64s, own: Int64s) -> Int64s:
+    """Rows of positions less one of each: that of the query itself, else the last."""
+    is_own = positions == own[:, None]
+    is_own[~is_own.any(axis=1), -1] = True
+    kept: Int64s = positions[~is_own].reshape(len(positions), -1)
+    return kept
+
+
+def write_report(folder: Path, reports: Mapping[str, RecallReport]) -> None:
+    """Write the picture of recall against speed as a page, `recall.html`."""
+    page = Page("Recall of the index", "Against the exact search over the same vectors.")
+    for modality, report in reports.items():
+        page.section(f"{modality}.index", report.to_text())
+        at = str(report.recall_at)
+        points = [(1e6 / one.queries_per_second, one.recall[at]) for one in report.curve]
+        if len(points) > 1:
+            title = f"recall@{at}, goal {report.goal:g}"
+            page.charts([line_chart(title, {"": points}, x_label="µs a query, in a batch")])
+        page.table(
+            ("nprobe", "ef_search", "k_factor", *(f"recall@{k}" for k in report.chosen.recall), "queries/s"),
+            [_row(one) for one in report.curve],
+        )
+    page.write(folder / "recall.html")
+
+
+def _row(one: Measured) -> list[str]:
+    settings = ("" if value is None else str(value) for value in asdict(one.settings).values())
+    return [*settings, *(f"{value:.4f}" for value in one.recall.values()), f"{one.queries_per_second:,.0f}"]
+
+
+def _candidates(index: VectorIndex) -> list[list[SearchSettings]]:
+    """Settings to try, from fast to thorough."""
+    k_factors = _K_FACTORS if index.refines else (None,)
+    if index.is_graph:
+        return [[SearchSettings(ef_search=ef)] for ef in _EF_SEARCH]
+    if index.num_lists is not None:
+        probes = [2**power for power in range(int(np.log2(index.num_lists)) + 1)]
+        return [[SearchSettings(nprobe=nprobe, k_factor=k) for k in k_factors] for nprobe in probes]
+    return [[SearchSettings(k_factor=k) for k in k_factors]]
+
+
+def _frontier(measured: Sequence[Measured], at: str) -> tuple[Measured, ...]:
+    best, kept = -1.0, []
+    for one in sorted(measured, key=lambda one: -one.queries_per_second):
+        if one.recall[at] > best:
+            best = one.recall[at]
+            kept.append(one)
+    return tuple(kept)
+
+
+def _part(queries: Queries, places: slice) -> Queries:
+    return Queries(
+        kind=queries.kind,
+        vectors=queries.vectors[places],
+        neighbours=queries.neighbours[places],
+        own=None if queries.own is None else queries.own[places],
+    )
