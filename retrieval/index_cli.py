@@ -70,7 +70,7 @@ def add(index: Path, embeddings: Path, /, *, as_json: AsJson = False) -> int:
     """
     from . import index_change
 
-    return _changed(index, "added", index_change.add(index, embeddings), as_json=as_json)
+    return _changed(index, "added", len(index_change.add(index, embeddings)), as_json=as_json)
 
 
 @app.command
