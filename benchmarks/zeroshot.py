@@ -220,6 +220,7 @@ def measure(peer: Peer, folder: Path, options: argparse.Namespace) -> str:
 
     amp_line = "" if amp is None else (
         f"With its default, autocast (this CPU has bf16 instructions), it takes {spread(amp)} s a class: "
+        f""
         f"{statistics.median(amp) / statistics.median(ours):.1f} times clipkit's fp32.\n\n"
     )  # fmt: skip
     return f"""{MODEL}, random weights, fp32, {torch.get_num_threads()} threads, {len(templates)} templates.

@@ -46,6 +46,8 @@ class FeatureCache:
         self._embed_dim = embed_dim
         path.parent.mkdir(parents=True, exist_ok=True)
         with self._connect() as connection:
+            # Seven features of 512 numbers fit into such a page, and one into the usual of 4 KiB.
+            connection.execute("PRAGMA page_size=16384")
             connection.execute("PRAGMA journal_mode=WAL")
             connection.execute(
                 "CREATE TABLE IF NOT EXISTS features (key BLOB PRIMARY KEY, value BLOB NOT NULL)"
