@@ -6,6 +6,7 @@ import base64
 import contextlib
 import json
 import logging
+import select
 import socket
 import struct
 import time
@@ -290,9 +291,8 @@ def test_slow_clients_hold_up_nobody(running: Running, client: httpx.Client) -> 
     peers = [connect(running) for _ in range(20)]
     for peer in peers:
         peer.sendall(head(length=1000) + b"x")
-    begin = time.monotonic()
     assert works(client)
-    assert time.monotonic() - begin < 1.0  # before any of them is given up
+    assert not select.select(peers, [], [], 0)[0]  # none of them has been given up yet
     for peer in peers:
         assert peer.recv(100).startswith(b"HTTP/1.1 408")
         peer.close()

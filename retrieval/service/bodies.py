@@ -88,6 +88,9 @@ class Budget:
             size += len(chunk)
             self._hold(len(chunk))
             if self._held > self._engine.settings.max_buffered_bytes:
+                # At once: until the refusal has made its way, others would be refused for these bytes too.
+                self._hold(-size)
+                chunks.clear()
                 raise self._engine.busy()
         return has_more
 
