@@ -76,6 +76,82 @@ class EmbedReport:
         return "\n".join(lines)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """All that a process needs to make partitions."""
+
+    source: EmbedSource
+    plan: Plan
+    folder: OutputFolder
+    facts: dict[str, Any]
+    """All that the files depend on."""
+    model: DualEncoder
+    settings: EmbedSettings
+
+    @classmethod
+    def open(
+        cls, location: str, model: DualEncoder, out: Path, settings: EmbedSettings, *, show: bool = False
+    ) -> Job:
+        """Open the source; arguments and errors are those of `embed`."""
+        source = open_embed_source(location, settings, show=show)
+        plan = Plan(
+            num_samples=len(source.source),
+            partition_size=settings.write_batch_size,
+            chunk_size=settings.batch_size,
+        )
+        facts = _facts(location, source, model, settings)
+        return cls(
+            source=source,
+            plan=plan,
+            folder=OutputFolder(out, plan, facts),
+            facts=facts,
+            model=model,
+            settings=settings,
+        )
+
+    def about(self, model_name: str) -> dict[str, Any]:
+        """What else the manifest says."""
+        return {
+            "model": model_name,
+            "num_samples": self.plan.num_samples,
+            "num_partitions": self.plan.num_partitions,
+        }
+
+    def make(
+        self, partitions: Sequence[int], clock: Clock, *, num_workers: int, meter: Meter | None = None
+    ) -> None:
+        """Make and write partitions, one after the other."""
+        numbers = [number for partition in partitions for number in self.plan.chunks(partition)]
+        chunks = Chunks(self.source, self.plan, self.model.preprocess(dtype=torch.uint8))
+        encoder = PartitionEncoder(self.model, self.source, self.settings)
+        produced = produce(chunks, numbers, num_workers)
+        with _writer(self.folder, clock) as writer:
+            for partition in partitions:
+                for number in self.plan.chunks(partition):
+                    with clock.stage("data"):
+                        chunk = next(produced)
+                    with clock.stage("tower"):
+                        encoder.add(chunk)
+                    num_samples = len(self.plan.chunk_samples(number))
+                    clock.num_samples += num_samples
+                    if meter is not None:
+                        meter.advance(num_samples, clock.note())
+                with clock.stage("tower"):
+                    made = encoder.finish(partition, len(self.plan.samples(partition)))
+                writer.put(made)
+
+    def report(self, manifest: dict[str, Any], *, num_made: int, rates: dict[str, float]) -> EmbedReport:
+        """What a run did that made `num_made` partitions."""
+        return EmbedReport(
+            out=self.folder.path,
+            manifest=manifest,
+            num_samples=self.plan.num_samples,
+            num_partitions=self.plan.num_partitions,
+            num_partitions_kept=self.plan.num_partitions - num_made,
+            rates=rates,
+        )
+
+
 def embed(
     location: str,
     model: DualEncoder,
@@ -108,37 +184,21 @@ def embed(
         OSError: there is nothing at the location, or `out` cannot be written.
     """
     together = Together()
-    source = open_embed_source(location, settings, show=show)
-    plan = Plan(
-        num_samples=len(source.source),
-        partition_size=settings.write_batch_size,
-        chunk_size=settings.batch_size,
-    )
-    folder = OutputFolder(out, plan, _facts(location, source, model, settings))
-    about = {"model": model_name, "num_samples": plan.num_samples, "num_partitions": plan.num_partitions}
-    with folder.started(about) if rank() == 0 else nullcontext():
+    job = Job.open(location, model, out, settings, show=show)
+    with job.folder.started(job.about(model_name)) if rank() == 0 else nullcontext():
         together.gather(torch.zeros(1, 1))  # nobody looks before rank 0 has checked the folder
-        partitions = _unfinished(folder, plan, together)
+        partitions = _unfinished(job.folder, job.plan, together)
         clock = Clock()
-        chunks = Chunks(source, plan, model.preprocess(dtype=torch.uint8))
-        encoder = PartitionEncoder(model, source, settings)
         own = partitions[rank() :: world_size()]
-        total = sum(len(plan.samples(partition)) for partition in own)
+        total = sum(len(job.plan.samples(partition)) for partition in own)
         title = "embed" if world_size() == 1 else "embed, rank 0"
         with progress(title, total, show=show and rank() == 0) as meter:
-            _run(own, plan, chunks, encoder, folder, clock, num_workers=num_workers, meter=meter)
+            job.make(own, clock, num_workers=num_workers, meter=meter)
         found = rates(together.gather(clock.facts()))
         if rank() != 0:
             return None
-        manifest = folder.finish(about, source.source.problems)
-    return EmbedReport(
-        out=out,
-        manifest=manifest,
-        num_samples=plan.num_samples,
-        num_partitions=plan.num_partitions,
-        num_partitions_kept=plan.num_partitions - len(partitions),
-        rates=found,
-    )
+        manifest = job.folder.finish(job.about(model_name), job.source.source.problems)
+    return job.report(manifest, num_made=len(partitions), rates=found)
 
 
 def _facts(location: str, source: EmbedSource, model: DualEncoder, settings: EmbedSettings) -> dict[str, Any]:
@@ -162,34 +222,6 @@ def _unfinished(folder: OutputFolder, plan: Plan, together: Together) -> list[in
         if folder.record(partition) is None
     ]
     return sorted(together.gather(torch.tensor(missing, dtype=torch.int64)).tolist())
-
-
-def _run(
-    partitions: Sequence[int],
-    plan: Plan,
-    chunks: Chunks,
-    encoder: PartitionEncoder,
-    folder: OutputFolder,
-    clock: Clock,
-    *,
-    num_workers: int,
-    meter: Meter,
-) -> None:
-    """Make partitions, one after the other."""
-    numbers = [number for partition in partitions for number in plan.chunks(partition)]
-    produced = produce(chunks, numbers, num_workers)
-    with _writer(folder, clock) as writer:
-        for partition in partitions:
-            for number in plan.chunks(partition):
-                with clock.stage("data"):
-                    chunk = next(produced)
-                with clock.stage("tower"):
-                    encoder.add(chunk)
-                clock.num_samples += len(plan.chunk_samples(number))
-                meter.advance(len(plan.chunk_samples(number)), clock.note())
-            with clock.stage("tower"):
-                made = encoder.finish(partition, len(plan.samples(partition)))
-            writer.put(made)
 
 
 class _Writer:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import App, Parameter
 
-from .embed_settings import EmbedSettings
+from .embed_settings import EmbedSettings, RaySettings
 
 if TYPE_CHECKING:
     import torch
@@ -21,7 +21,7 @@ app = App(
 )
 
 
-_DEFAULTS = EmbedSettings()
+_DEFAULTS, _RAY = EmbedSettings(), RaySettings()
 
 
 @app.default
@@ -32,6 +32,8 @@ def embed(
     out: Path,
     settings: Annotated[EmbedSettings, Parameter(name="*")] = _DEFAULTS,
     num_workers: int | None = None,
+    engine: Literal["local", "ray"] = "local",
+    ray: Annotated[RaySettings, Parameter(name="*")] = _RAY,
     quiet: bool = False,
     as_json: Annotated[bool, Parameter(name="--json")] = False,
 ) -> int:
@@ -47,6 +49,8 @@ def embed(
         out: folder to write, or to go on with.
         settings: what is written.
         num_workers: processes that decode, on each rank; by default one, and with a GPU one a core.
+        engine: who makes the files: this process and those of torchrun, or workers of Ray.
+        ray: where workers of Ray run.
         quiet: show no progress.
         as_json: print JSON instead of text.
 
@@ -60,6 +64,13 @@ def embed(
 
     if num_workers is not None and num_workers < 0:
         raise ValueError(f"--num-workers must be at least 0, got {num_workers}")
+    if engine == "ray":
+        from .embed_ray import embed_with_ray
+
+        shown = embed_with_ray(source, model, out, settings, ray, num_workers=num_workers, show=not quiet)
+        return _print(shown, as_json=as_json)
+    if ray != _RAY:
+        raise ValueError("--ray-address and --ray-workers need --engine ray")
     with process_group() as device:
         report = run(
             source,

@@ -37,3 +37,18 @@ class EmbedSettings:
         for name in ("batch_size", "write_batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RaySettings:
+    """Where workers of Ray run, and how many."""
+
+    ray_address: str | None = None
+    """With `--engine ray`: the cluster, `auto` (the one this machine is in) or `HOST:6379`; by default Ray is
+    started on this machine alone."""
+    ray_workers: int | None = None
+    """With `--engine ray`: workers; by default one for each GPU, without any one for each machine."""
+
+    def __post_init__(self) -> None:
+        if self.ray_workers is not None and self.ray_workers < 1:
+            raise ValueError(f"--ray-workers must be at least 1, got {self.ray_workers}")

@@ -50,12 +50,15 @@ _MAX_DEPTH = 50
 
 
 @dataclass(frozen=True)
-class _Test:
+class Test:
+    """A column compared with values; `test` is an operator or word of the language, or `null`."""
+
     column: str
     test: str
     values: tuple[Value, ...] = ()
 
     def on(self, table: pa.Table) -> Any:
+        """True, false or null for each row."""
         if self.column not in table.column_names:
             values: Any = pa.nulls(table.num_rows)
         else:
@@ -90,24 +93,30 @@ class _Test:
 
 
 @dataclass(frozen=True)
-class _Not:
-    part: _Node
+class Not:
+    """The opposite of a condition."""
+
+    part: Node
 
     def on(self, table: pa.Table) -> Any:
+        """True, false or null for each row."""
         return pc.invert(self.part.on(table))
 
 
 @dataclass(frozen=True)
-class _Joined:
+class Joined:
+    """Conditions between which stands `and` or `or`."""
+
     word: str
-    parts: tuple[_Node, ...]
+    parts: tuple[Node, ...]
 
     def on(self, table: pa.Table) -> Any:
+        """True, false or null for each row."""
         function = pc.and_kleene if self.word == "and" else pc.or_kleene
         return _fold(function, [part.on(table) for part in self.parts])
 
 
-_Node = _Test | _Not | _Joined
+Node = Test | Not | Joined
 
 
 @dataclass(frozen=True)
@@ -117,7 +126,8 @@ class Filter:
     text: str
     columns: tuple[str, ...]
     """Names that occur in it."""
-    _tree: _Node
+    tree: Node
+    """What it says."""
 
     @classmethod
     def parse(cls, text: str) -> Filter:
@@ -140,7 +150,7 @@ class Filter:
         Raises:
             ValueError: a column holds something that cannot be compared so.
         """
-        found = self._tree.on(table)
+        found = self.tree.on(table)
         if isinstance(found, pa.ChunkedArray):
             found = found.combine_chunks()
         return pc.fill_null(found, False).to_numpy(zero_copy_only=False)
@@ -164,31 +174,31 @@ class _Parser:
         self.columns: list[str] = []
         self._next()
 
-    def condition(self, depth: int) -> _Node:
+    def condition(self, depth: int) -> Node:
         return self._join("or", lambda: self._join("and", lambda: self._one(depth)))
 
     def end(self) -> None:
         if self._kind:
             raise self._wrong("and, or, or the end")
 
-    def _join(self, word: str, read: Callable[[], _Node]) -> _Node:
+    def _join(self, word: str, read: Callable[[], Node]) -> Node:
         parts = [read()]
         while self._take(word):
             parts.append(read())
-        return parts[0] if len(parts) == 1 else _Joined(word, tuple(parts))
+        return parts[0] if len(parts) == 1 else Joined(word, tuple(parts))
 
-    def _one(self, depth: int) -> _Node:
+    def _one(self, depth: int) -> Node:
         if depth > _MAX_DEPTH:
             raise ValueError(f"the condition nests more than {_MAX_DEPTH} deep")
         if self._take("not"):
-            return _Not(self._one(depth + 1))
+            return Not(self._one(depth + 1))
         if self._take("("):
             inside = self.condition(depth + 1)
             self._expect(")")
             return inside
         return self._test()
 
-    def _test(self) -> _Node:
+    def _test(self) -> Node:
         if self._kind not in ("word", "quoted"):
             raise self._wrong("the name of a column")
         column = self._token.strip("`")
@@ -197,23 +207,23 @@ class _Parser:
         test = self._token.lower()
         if self._kind == "sign" and test in _COMPARISONS:
             self._next()
-            return _Test(column, test, (self._value(),))
+            return Test(column, test, (self._value(),))
         if self._take("is"):
             negated = self._take("not")
             self._expect("null")
-            return _Not(_Test(column, "null")) if negated else _Test(column, "null")
+            return Not(Test(column, "null")) if negated else Test(column, "null")
         if self._take("in"):
             self._expect("(")
             values = [self._value()]
             while self._take(","):
                 values.append(self._value())
             self._expect(")")
-            return _Test(column, "in", tuple(values))
+            return Test(column, "in", tuple(values))
         if self._kind == "word" and test in _TEXT_TESTS:
             self._next()
             if self._kind != "text":
                 raise self._wrong("a text in quotes")
-            return _Test(column, test, (self._value(),))
+            return Test(column, test, (self._value(),))
         raise self._wrong(f"one of {' '.join((*_COMPARISONS, *_TEXT_TESTS, 'in', 'is'))}")
 
     def _value(self) -> Value:

@@ -84,15 +84,15 @@ def build_index(
     folder = EmbeddingFolder.open(embeddings)
     if not folder.num_rows:
         raise ValueError(f"{folder.path} has no rows to index")
-    modalities = _modalities(folder, settings)
+    modalities = modalities_of(folder, settings)
     with new_version(Path(out)) as draft:
         if draft.previous is not None and not replace:
             raise ValueError(f"{out} has an index already: add --replace, or use `clipkit index add`")
         reports: dict[str, RecallReport] = {}
         for modality in modalities:
-            index, factory = _trained(_rows(folder, modality), settings, show=show)
+            index, factory = _trained(required_rows(folder, modality), settings, show=show)
             with progress(f"{modality}s", folder.num_rows, show=show) as meter:
-                add_rows(index, _rows(folder, modality), f"{modality} embedding", meter)
+                add_rows(index, required_rows(folder, modality), f"{modality} embedding", meter)
             reports[modality] = _tuned(folder, modality, index, factory, settings)
             index.write(draft.folder / f"{modality}.index")
         np.save(draft.folder / IDS_NAME, np.arange(folder.num_rows))
@@ -154,14 +154,20 @@ def rows_of(folder: EmbeddingFolder, modality: Modality) -> EmbeddingRows | None
     return folder.image_embeddings if modality == "image" else folder.text_embeddings
 
 
-def _rows(folder: EmbeddingFolder, modality: Modality) -> EmbeddingRows:
+def required_rows(folder: EmbeddingFolder, modality: Modality) -> EmbeddingRows:
+    """The embeddings of images or of captions.
+
+    Raises:
+        ValueError: the folder has none.
+    """
     rows = rows_of(folder, modality)
     if rows is None:
         raise ValueError(f"{folder.path} has no {modality} embeddings: choose --embed otherwise")
     return rows
 
 
-def _modalities(folder: EmbeddingFolder, settings: IndexSettings) -> tuple[Modality, ...]:
+def modalities_of(folder: EmbeddingFolder, settings: IndexSettings) -> tuple[Modality, ...]:
+    """Which vectors of a folder the settings ask for."""
     if settings.embed == "both":
         return ("image", "text")
     if settings.embed == "auto":
@@ -192,7 +198,7 @@ def _half_of_memory() -> float:
 def _tuned(
     folder: EmbeddingFolder, modality: Modality, index: VectorIndex, factory: str, settings: IndexSettings
 ) -> RecallReport:
-    base = _rows(folder, modality)
+    base = required_rows(folder, modality)
     others = rows_of(folder, "text" if modality == "image" else "image")
     queries, exact_rate = make_queries(
         base, others, settings.num_queries, recall_at=settings.recall_at, seed=settings.seed

@@ -8,6 +8,7 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
+from .backend import BackendOptions, open_index
 from .index_build import IndexSettings
 
 app = App(
@@ -16,8 +17,9 @@ app = App(
     default_parameter=Parameter(negative=()),
 )
 
-_DEFAULTS = IndexSettings()
+_DEFAULTS, _BACKEND = IndexSettings(), BackendOptions()
 AsJson = Annotated[bool, Parameter(name="--json")]
+Backend = Annotated[BackendOptions, Parameter(name="*")]
 
 
 @app.command
@@ -30,6 +32,7 @@ def build(
     replace: bool = False,
     quiet: bool = False,
     as_json: AsJson = False,
+    backend: Backend = _BACKEND,
 ) -> int:
     """Build an index; its settings are tuned on captions, and what it finds is compared with an exact search.
 
@@ -37,12 +40,22 @@ def build(
 
     Args:
         embeddings: a folder of `clipkit embed` or of clip-retrieval.
-        out: folder of the index.
+        out: folder of the index; with --backend milvus, the name of a collection.
         settings: how it is built.
         replace: replace an index that is there.
         quiet: show no progress.
         as_json: print JSON instead of text.
+        backend: what keeps the index.
     """
+    if backend.milvus_uri is not None:
+        from .milvus_build import build_milvus
+
+        made = build_milvus(
+            embeddings, backend.milvus_uri, str(out), settings, replace=replace, show=not quiet
+        )
+        facts = {"collection": made.name, "kind": made.facts.kind, "num_rows": made.num_rows}
+        print(json.dumps(facts) if as_json else f"{made.path}: {made.num_rows:,} rows  {made.facts.kind}")
+        return 0
     from .index_build import build_index
 
     reports = build_index(embeddings, out, settings, replace=replace, show=not quiet)
@@ -60,17 +73,24 @@ def build(
 
 
 @app.command
-def add(index: Path, embeddings: Path, /, *, as_json: AsJson = False) -> int:
+def add(index: Path, embeddings: Path, /, *, as_json: AsJson = False, backend: Backend = _BACKEND) -> int:
     """Add the rows of a folder of embeddings.
 
     Args:
-        index: the index.
+        index: the index; with --backend milvus, the name of a collection.
         embeddings: a folder made with the model of the index; none of its images may be in the index.
         as_json: print JSON instead of text.
+        backend: what keeps the index.
     """
-    from . import index_change
+    if backend.milvus_uri is not None:
+        from . import milvus_change
 
-    return _changed(index, "added", len(index_change.add(index, embeddings)), as_json=as_json)
+        count = len(milvus_change.add(backend.milvus_uri, str(index), embeddings))
+    else:
+        from . import index_change
+
+        count = len(index_change.add(index, embeddings))
+    return _changed(index, "added", count, as_json=as_json, backend=backend)
 
 
 @app.command
@@ -95,20 +115,28 @@ def remove(
     ids: Annotated[tuple[int, ...], Parameter(name="--id")] = (),
     paths: Annotated[tuple[str, ...], Parameter(name="--path")] = (),
     as_json: AsJson = False,
+    backend: Backend = _BACKEND,
 ) -> int:
     """Remove rows.
 
     Args:
-        index: the index.
+        index: the index; with --backend milvus, the name of a collection.
         ids: id of a row; may be given several times.
         paths: image_path of a row (SHARD/KEY of one in a tar); may be given several times.
         as_json: print JSON instead of text.
+        backend: what keeps the index.
     """
-    from . import index_change
-
     if not ids and not paths:
         raise ValueError("name the rows to remove by --id or --path")
-    return _changed(index, "removed", index_change.remove(index, ids=ids, paths=paths), as_json=as_json)
+    if backend.milvus_uri is not None:
+        from . import milvus_change
+
+        count = milvus_change.remove(backend.milvus_uri, str(index), ids=ids, paths=paths)
+    else:
+        from . import index_change
+
+        count = index_change.remove(index, ids=ids, paths=paths)
+    return _changed(index, "removed", count, as_json=as_json, backend=backend)
 
 
 @app.command
@@ -156,10 +184,8 @@ def evaluate(index: Path, embeddings: Path, /, *, as_json: AsJson = False) -> in
     return 0
 
 
-def _changed(index: Path, done: str, count: int, *, as_json: bool) -> int:
-    from .index import SearchIndex
-
-    now = SearchIndex.open(index)
+def _changed(index: Path, done: str, count: int, *, as_json: bool, backend: BackendOptions = _BACKEND) -> int:
+    now = open_index(index, backend)
     if as_json:
         print(json.dumps({done: count, "num_rows": now.num_rows, "version": now.version}))
     else:

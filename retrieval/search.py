@@ -15,6 +15,8 @@ from .rows import Float32s, Int64s
 if TYPE_CHECKING:
     from clipkit.model import DualEncoder
 
+    from .milvus_index import MilvusIndex
+
 
 class Reranker(Protocol):
     """Looks at hits more closely than their embeddings allow."""
@@ -28,7 +30,7 @@ class Reranker(Protocol):
         """
 
 
-def check_model(index: SearchIndex, model: DualEncoder) -> None:
+def check_model(index: SearchIndex | MilvusIndex, model: DualEncoder) -> None:
     """Refuse a model that the vectors of an index are not of.
 
     Raises:
@@ -75,7 +77,12 @@ def encode_queries(model: DualEncoder, texts: Sequence[str], images: Sequence[Pa
 
 
 def search_distinct(
-    index: SearchIndex, queries: Float32s, k: int, threshold: float, *, where: Filter | None = None
+    index: SearchIndex | MilvusIndex,
+    queries: Float32s,
+    k: int,
+    threshold: float,
+    *,
+    where: Filter | None = None,
 ) -> Hits:
     """The best hits of which no two are more similar to each other than a threshold.
 

@@ -10,8 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, Parameter
 
+from .backend import BackendOptions, open_index
+
 if TYPE_CHECKING:
     from .index import Hits, SearchIndex
+    from .milvus_index import MilvusIndex
     from .rows import Float32s
 
 app = App(
@@ -57,7 +60,7 @@ class OutputOptions:
     """Write the pictures to an HTML page as well."""
 
 
-_QUERY, _OUTPUT = QueryOptions(), OutputOptions()
+_QUERY, _OUTPUT, _BACKEND = QueryOptions(), OutputOptions(), BackendOptions()
 
 
 @app.default
@@ -69,25 +72,26 @@ def search(
     query: Annotated[QueryOptions, Parameter(name="*")] = _QUERY,
     output: Annotated[OutputOptions, Parameter(name="*")] = _OUTPUT,
     model: str | None = None,
+    backend: Annotated[BackendOptions, Parameter(name="*")] = _BACKEND,
 ) -> int:
     """Find images by a text, an image, or several of both with weights.
 
     Args:
-        index: a folder of `clipkit index`, or of clip-retrieval.
+        index: a folder of `clipkit index`, or of clip-retrieval; with --backend milvus, a collection.
         text: what to look for.
         query: what else, and where.
         output: how hits are shown.
         model: the model that the index was made with; by default where the index says it was.
+        backend: what keeps the index.
 
     Returns:
         0, or 1 where nothing was found.
     """
     from .filters import Filter
-    from .index import SearchIndex
     from .search import search_distinct
 
     where = None if query.where is None else Filter.parse(query.where)
-    opened = SearchIndex.open(index)
+    opened = open_index(index, backend)
     if where is not None:
         where.check(opened.columns)
     vector, described = _query_vector(opened, text, query, model)
@@ -106,7 +110,7 @@ def search(
 
 
 def _query_vector(
-    index: SearchIndex, text: str | None, query: QueryOptions, model: str | None
+    index: SearchIndex | MilvusIndex, text: str | None, query: QueryOptions, model: str | None
 ) -> tuple[Float32s, str]:
     import clipkit
 
@@ -130,7 +134,7 @@ def _query_vector(
     return combine(vectors, [weight for _, weight in texts + images]), described.removeprefix("+ ")
 
 
-def _rows(index: SearchIndex, hits: Hits) -> list[dict[str, Any]]:
+def _rows(index: SearchIndex | MilvusIndex, hits: Hits) -> list[dict[str, Any]]:
     there = hits.ids[0] >= 0
     ids, similarities = hits.ids[0][there].tolist(), hits.similarities[0][there].tolist()
     found = index.metadata(ids)

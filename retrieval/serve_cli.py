@@ -8,6 +8,7 @@ from typing import Annotated
 from cyclopts import App, Parameter
 from cyclopts.config import Env
 
+from .backend import BackendOptions, open_index
 from .serve_settings import ServeSettings
 
 _EXTRA = ("fastapi", "starlette", "pydantic", "uvicorn", "prometheus_client", "python_multipart", "multipart")
@@ -19,7 +20,7 @@ app = App(
     config=Env("CLIPKIT_SERVE_", command=False),
 )
 
-_DEFAULTS = ServeSettings()
+_DEFAULTS, _BACKEND = ServeSettings(), BackendOptions()
 
 
 @app.default
@@ -27,6 +28,7 @@ def serve(
     *indexes: str,
     model: str | None = None,
     settings: Annotated[ServeSettings, Parameter(name="*")] = _DEFAULTS,
+    backend: Annotated[BackendOptions, Parameter(name="*")] = _BACKEND,
 ) -> int:
     """Serve indexes until SIGTERM or Ctrl-C; every request that was accepted is answered first.
 
@@ -35,16 +37,18 @@ def serve(
 
     Args:
         indexes: folders that `clipkit index` made, each as `NAME=PATH`, or `PATH` for the folder's name. The
-            first is searched where a request names none.
+            first is searched where a request names none. With --backend milvus: collections.
         model: the model that made the embeddings: a model directory, or anything else that `clipkit.load`
             takes; by default what the first index names.
         settings: who may ask, how much, and what is done at once.
+        backend: what keeps the indexes.
 
     Returns:
         0 after an orderly end.
     """
     paths = index_paths(indexes)
     try:
+        from .service.milvus_storage import Collections, collections_of
         from .service.server import run
         from .service.storage import Folders, places_of
     except ModuleNotFoundError as error:
@@ -54,20 +58,21 @@ def serve(
     import clipkit
     from clipkit.devices import process_group
 
-    source = model or _named_model(paths)
+    source = model or _named_model(paths, backend)
     with process_group() as device:
         loaded = clipkit.load(source, device=device)
-        return run(loaded, Path(source).name or source, places_of(paths), Folders(), settings)
+        name = Path(source).name or source
+        if backend.milvus_uri is not None:
+            return run(loaded, name, collections_of(paths), Collections(backend.milvus_uri), settings)
+        return run(loaded, name, places_of(paths), Folders(), settings)
 
 
-def _named_model(paths: dict[str, Path]) -> str:
+def _named_model(paths: dict[str, Path], backend: BackendOptions) -> str:
     """What the first index was made with."""
-    from .index import SearchIndex
-
     if not paths:
         raise ValueError("name an index, or a --model: clipkit serve NAME=PATH")
     name, path = next(iter(paths.items()))
-    source = SearchIndex.open(path).model_source
+    source = open_index(path, backend).model_source
     if source is None:
         raise ValueError(f"index {name} does not say which model made it: add --model")
     return source

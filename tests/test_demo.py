@@ -1,14 +1,20 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from pathlib import Path
 
+import numpy as np
 import open_clip
 import pytest
+from clipkit.retrieval.store import EmbeddingFolder
 from clipkit.zeroshot.suite import read_suite
 
+import clipkit
 from clipkit.cli import main
-from clipkit.commands import demo, demo_report, demo_tasks
+from clipkit.commands import demo, demo_report, demo_search, demo_tasks
+from clipkit.json_files import read_json
 from clipkit.page import Page
 
 SMALL = """\
@@ -30,13 +36,17 @@ def test_the_demo_ends_with_a_report(
     printed = capsys.readouterr()
     for figure in ("zero-shot top-1 over 64", "never trained", "text-to-image R@1 over 24", "by noise in"):
         assert figure in printed.out
-    for command in ("$ clipkit train", "$ clipkit evaluate"):
-        assert command in printed.err
+    for command in ("train", "evaluate", "embed", "index build", "search"):
+        assert f"$ clipkit {command} " in printed.err
+    serve = f"serve: clipkit serve {output}/index --image-root {output}/pictures"
+    assert printed.out.splitlines()[-1] == serve
     report = (output / "report.html").read_text()
     assert "Confusion" in report
     assert "never trained" in report
     assert len(read_suite(output / "suite.yaml")) == 3
-    assert report.count("data:image/png") == demo_report.NUM_QUERIES * demo_report.NUM_HITS + 1
+    assert serve.removeprefix("serve: ") in report
+    num_queries = demo_report.NUM_QUERIES * demo_report.NUM_HITS
+    assert report.count("data:image/png") == num_queries + 1 + demo_search.NUM_HITS
     open_clip.create_model(f"local-dir:{output / 'run' / 'model'}")
 
     results = demo_report.evaluate(output / "run" / "model", output / "scenes", output / "results")
@@ -47,13 +57,45 @@ def test_the_demo_ends_with_a_report(
     assert results.accuracy() == pytest.approx(both)
     assert set(results.recall_by_detail) == {"names", "partial", "full"}
     check_tasks(results.tasks, report)
+    check_search(demo.DemoFolder(output))
 
     # Started again it is at the end already, and what was found of another model is not its own.
     other = output / "results" / "z.json"
     other.write_text(json.dumps({"dataset": "varieties", "model_id": "f" * 64, "metrics": {}}))
     log = (output / "run" / "runlog.jsonl").read_text()
+    monkeypatch.setitem(sys.modules, "faiss", None)  # as where it is not installed
+    capsys.readouterr()
     assert main(arguments) == 0
     assert (output / "run" / "runlog.jsonl").read_text() == log
+    printed = capsys.readouterr()
+    assert "pip install 'clipkit[cpu]'" in printed.out.splitlines()[-1]
+    assert "$ clipkit embed" not in printed.err
+    assert "clipkit serve" not in printed.out + (output / "report.html").read_text()
+
+
+def check_search(folder: demo.DemoFolder) -> None:
+    """The hits are the exact ones, and what is done is not done again, unless it is of another model."""
+    found = read_json(folder.search_results)
+    assert found["query"] in (folder.pictures / f"{found['scene']}.txt").read_text().splitlines()
+    assert found["hits"][0].keys() == {"id", "similarity", "image_path", "caption", "more_captions"}
+    embedded = EmbeddingFolder.open(folder.embeddings)
+    assert (embedded.num_rows, embedded.manifest["found_by_index"]) == (24, {})  # type: ignore[index]
+    model = clipkit.load(folder.model).eval()
+    text = model.encode_text(model.tokenizer([found["query"]]), normalize=True)[0].detach().numpy()
+    similarities = embedded.image_embeddings.take(np.arange(24)).astype(np.float32) @ text  # type: ignore[union-attr]
+    nearest = np.argsort(-similarities)[: demo_search.NUM_HITS]
+    assert [hit["id"] for hit in found["hits"]] == nearest.tolist()
+    assert [hit["similarity"] for hit in found["hits"]] == pytest.approx(similarities[nearest], abs=1e-3)
+
+    (rows,) = (folder.embeddings / "img_emb").glob("*.npy")
+    made = rows.stat().st_mtime_ns
+    assert demo_search.search_scenes(folder) == 0
+    assert (rows.stat().st_mtime_ns, os.readlink(folder.index / "current")) == (made, "v000001")
+    for manifest in (folder.embeddings / "clipkit.json", folder.index / "current" / "clipkit.json"):
+        manifest.write_text(json.dumps({**read_json(manifest), "model_id": "f" * 64}))
+    assert demo_search.search_scenes(folder) == 0
+    assert (rows.stat().st_mtime_ns > made, os.readlink(folder.index / "current")) == (True, "v000002")
+    assert read_json(folder.search_results) == found
 
 
 def check_tasks(tasks: demo_tasks.TaskResults, report: str) -> None:

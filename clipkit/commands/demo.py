@@ -1,4 +1,4 @@
-"""`clipkit demo`: generate captioned scenes, train on them, evaluate, and write a report page."""
+"""`clipkit demo`: generate captioned scenes, train on them, evaluate, search, and write a report page."""
 
 from __future__ import annotations
 
@@ -76,6 +76,26 @@ class DemoFolder:
         """The model directory."""
         return self.run / "model"
 
+    @property
+    def pictures(self) -> Path:
+        """The held-out scenes as files: pictures with captions."""
+        return self.path / "pictures"
+
+    @property
+    def embeddings(self) -> Path:
+        """What `clipkit embed` makes of them."""
+        return self.path / "emb"
+
+    @property
+    def index(self) -> Path:
+        """What `clipkit index build` makes of that."""
+        return self.path / "index"
+
+    @property
+    def search_results(self) -> Path:
+        """What `clipkit search` finds in it for one caption."""
+        return self.path / "search.json"
+
 
 @app.default
 def demo(
@@ -91,10 +111,12 @@ def demo(
 
     An interrupted demo goes on where it was when it is started again.
     """
+    from clipkit.commands import demo_search
     from clipkit.scene_descriptions import VarietyShards
     from clipkit.scenes import SceneShards
 
     folder = DemoFolder(output)
+    with_search = demo_search.has_faiss()
     began = time.monotonic()
     settings = SceneShards(
         num_train=num_train, num_train_objects=num_train_objects, num_val=num_val, seed=seed
@@ -102,6 +124,8 @@ def demo(
     generate_scenes(folder, settings)
     describe_classes(folder, VarietyShards(num_test=num_varieties_test, seed=seed))
     status = train(folder, seed=seed) or evaluate_suite(folder)
+    if status == 0 and with_search:
+        status = demo_search.search_scenes(folder)
     if status != 0:
         return status
 
@@ -109,10 +133,12 @@ def demo(
 
     results = evaluate(folder.model, folder.scenes, folder.results)
     report = output / REPORT_NAME
-    write_report(report, results, run=folder.run, minutes=(time.monotonic() - began) / 60)
+    minutes = (time.monotonic() - began) / 60
+    write_report(report, results, folder, minutes=minutes, with_search=with_search)
     for name, value in results.headline().items():
         print(f"{name:58s} {value}")
     print(f"report: {report}")
+    print(f"serve: {demo_search.serve_command(folder)}" if with_search else demo_search.LEFT_OUT)
     return 0
 
 
@@ -143,8 +169,6 @@ def describe_classes(folder: DemoFolder, settings: VarietyShards) -> None:
 
 def train(folder: DemoFolder, *, seed: int) -> int:
     """Run `clipkit train` as a user would; returns its exit status."""
-    from clipkit.cli import main
-
     config = folder.path / CONFIG_NAME
     config.write_text(TRAIN_CONFIG, encoding="utf-8")
     arguments = ["train", str(config), "--output", str(folder.run)]
@@ -153,15 +177,13 @@ def train(folder: DemoFolder, *, seed: int) -> int:
     arguments += ["--eval.retrieval.val", str(folder.scenes / "val")]
     arguments += ["--eval.zero-shot.objects", str(folder.scenes / "objects" / "test")]
     arguments += ["--seed", str(seed), "--resume", "auto"]
-    print(f"$ clipkit {shlex.join(arguments)}", file=sys.stderr)
-    return main(arguments)
+    return run(arguments)
 
 
 def evaluate_suite(folder: DemoFolder) -> int:
     """Run `clipkit evaluate` as a user would; returns its exit status."""
     import yaml
 
-    from clipkit.cli import main
     from clipkit.commands.demo_tasks import suite_entries
 
     entries = suite_entries(
@@ -174,5 +196,12 @@ def evaluate_suite(folder: DemoFolder) -> int:
     suite.write_text(yaml.safe_dump(entries, sort_keys=False), encoding="utf-8")
     arguments = ["evaluate", str(folder.model), "--suite", str(suite), "--output", str(folder.results)]
     arguments += ["--no-cache"]  # nothing outside the demo's folder
+    return run(arguments)
+
+
+def run(arguments: list[str]) -> int:
+    """Run a command and say so; returns its exit status."""
+    from clipkit.cli import main
+
     print(f"$ clipkit {shlex.join(arguments)}", file=sys.stderr)
     return main(arguments)

@@ -15,7 +15,8 @@ from torch import Tensor
 import clipkit
 from clipkit import metrics, page
 from clipkit.charts import line_chart
-from clipkit.commands import demo_tasks
+from clipkit.commands import demo_search, demo_tasks
+from clipkit.commands.demo import DemoFolder
 from clipkit.data.evaluation import EvalSource, build_eval_loader, open_eval_source
 from clipkit.data.samples import SampleKeys, Source
 from clipkit.evaluation import EncodedSet, class_features, encode_set
@@ -136,7 +137,9 @@ def _queries(encoded: EncodedSet, source: Source) -> Iterator[Query]:
         yield Query(text=captions[which], hits=hits)
 
 
-def write_report(path: Path, results: Results, *, run: Path, minutes: float) -> None:
+def write_report(
+    path: Path, results: Results, folder: DemoFolder, *, minutes: float, with_search: bool
+) -> None:
     """Write the page."""
     report = page.Page(
         "clipkit demo",
@@ -144,17 +147,19 @@ def write_report(path: Path, results: Results, *, run: Path, minutes: float) -> 
         f"generated scenes in {minutes:.1f} minutes, data and evaluation included.",
     )
     report.figures({name.removeprefix("... "): value for name, value in results.headline().items()})
-    _show_training(report, run)
+    _show_training(report, folder.run)
     _show_retrieval(report, results)
     demo_tasks.show_captions(report, results.tasks)
     _show_zero_shot(report, results)
     demo_tasks.show_descriptions(report, results.tasks)
+    if with_search:
+        demo_search.show_search(report, folder)
     report.section("The same on your data")
     report.code(
         "clipkit inspect 'shards/{00000..00031}.tar'\n"
-        f"clipkit train {run.parent / 'train.yaml'} --data.sources.mine 'shards/{{00000..00031}}.tar' "
+        f"clipkit train {folder.path / 'train.yaml'} --data.sources.mine 'shards/{{00000..00031}}.tar' "
         "--output runs/mine\n"
-        f"clipkit evaluate runs/mine/model --suite {run.parent / 'suite.yaml'}"
+        f"clipkit evaluate runs/mine/model --suite {folder.path / 'suite.yaml'}"
     )
     report.write(path)
 

@@ -45,7 +45,10 @@ class Folders:
             OSError: another process is writing, or this is no index of clipkit's.
         """
         with tempfile.TemporaryDirectory(prefix="clipkit-serve-") as folder:
-            _write_embeddings(Path(folder), _manifest(place), vectors, metadata)
+            manifest = _manifest(place)
+            write_embeddings(
+                Path(folder), sorted(manifest["indexes"]), manifest.get("model_id"), vectors, metadata
+            )
             try:
                 ids: list[int] = index_change.add(place.path, folder).tolist()
             except ValueError as error:
@@ -84,11 +87,14 @@ def _manifest(place: Place) -> dict[str, Any]:
     return read_manifest(version)
 
 
-def _write_embeddings(
-    folder: Path, manifest: Mapping[str, Any], vectors: Vector, metadata: Sequence[Mapping[str, Any]]
+def write_embeddings(
+    folder: Path,
+    kinds: Sequence[str],
+    model_id: str | None,
+    vectors: Vector,
+    metadata: Sequence[Mapping[str, Any]],
 ) -> None:
-    """The rows as a folder of embeddings of the index's model, which `index_change.add` takes."""
-    kinds = sorted(manifest["indexes"])
+    """The rows as a folder of embeddings of the index's model, which `clipkit index add` takes."""
     if len(kinds) > 1:
         raise ValueError(
             f"the index has vectors of {' and '.join(kinds)}s: add rows with `clipkit index add`"
@@ -103,12 +109,12 @@ def _write_embeddings(
         (folder / name).parent.mkdir()
     np.save(folder / names[kind], vectors.astype(np.float16))
     pq.write_table(table, folder / names[METADATA])
-    if manifest.get("model_id"):
+    if model_id:
         stated = {
             "format_version": FORMAT_VERSION,
             "embedded": len(vectors),
             "complete": True,
-            "model_id": manifest["model_id"],
+            "model_id": model_id,
             "files": {name: {} for name in names.values()},
         }
         (folder / MANIFEST_NAME).write_text(json.dumps(stated), encoding="utf-8")
