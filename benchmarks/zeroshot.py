@@ -182,51 +182,48 @@ def measure(peer: Peer, folder: Path, options: argparse.Namespace) -> str:
         f"| {name} | {our:.9f} | {their:.9f} | {abs(our - their):.1e} |"
         for name, (our, their) in compare_metrics(peer, folder).items()
     )
-    names = read_names(options.class_names)
-    templates = load_templates("openai")
+    names, templates = read_names(options.class_names), load_templates("openai")
     torch.manual_seed(0)
     model = clipkit.create(MODEL)
     save_file(model.model.state_dict(), str(folder / "weights.safetensors"))
     peer.ask("load", name=MODEL, weights=str(folder / "weights.safetensors"))
-    files = ImageFiles(find_images([options.images])[: options.num_images])
-
-    few = names[: options.num_compared]
-    plain = Encoder(model, None)
-    build_seconds(plain, few[:2], templates)  # warm both up
-    peer.ask("classifier", classes=few[:2], templates=list(templates), out=str(folder / "w.npy"), amp=False)
-    ours, theirs, difference = compare_building(peer, plain, few, templates, options.rounds, False, folder)
-    ratios = [their / our for our, their in zip(ours, theirs, strict=True)]
-    amp = None
-    if has_bf16_instructions():
-        amp = compare_building(peer, plain, few, templates, options.rounds, True, folder)[1]
-
-    cache = FeatureCache(folder / "cache.sqlite", model.embed_dim)
-    first = Encoder(model, cache)
-    whole, _ = build_seconds(first, names, templates)
-    began = time.perf_counter()
-    first.images(files)
-    images = time.perf_counter() - began
-    seconds = []
-    for _ in range(3):
-        began = time.perf_counter()
-        again = Encoder(model, cache)
-        build_seconds(again, names, templates)
-        found = again.images(files)
-        seconds.append(time.perf_counter() - began)
-    assert found.num_from_cache == len(found.index)
-    paths = [str(path) for path in files.paths[: options.peer_images]]
-    peer_images = peer.ask("images", paths=paths, batch_size=64) / len(paths)
-    peer_second = statistics.median(theirs) * len(names) + peer_images * len(files)
-
-    amp_line = "" if amp is None else (
-        f"With its default, autocast (this CPU has bf16 instructions), it takes {spread(amp)} s a class: "
-        f""
-        f"{statistics.median(amp) / statistics.median(ours):.1f} times clipkit's fp32.\n\n"
-    )  # fmt: skip
+    building, seconds_a_class = report_building(peer, model, names, templates, folder, options)
     return f"""{MODEL}, random weights, fp32, {torch.get_num_threads()} threads, {len(templates)} templates.
 Median (and range) of {options.rounds} rounds, taking turns.
 
-## Building the classifier
+{building}
+{report_second_question(peer, model, names, templates, seconds_a_class, folder, options)}
+## Metrics of the same scores and features
+
+| metric | clipkit | CLIP_benchmark | difference |
+| --- | ---: | ---: | ---: |
+{rows}
+"""
+
+
+def report_building(
+    peer: Peer,
+    model: clipkit.DualEncoder,
+    names: Sequence[str],
+    templates: Sequence[str],
+    folder: Path,
+    options: argparse.Namespace,
+) -> tuple[str, float]:
+    """The part on classifiers, and the peer's seconds a class."""
+    few, encoder = names[: options.num_compared], Encoder(model, None)
+    build_seconds(encoder, few[:2], templates)  # warm both up
+    peer.ask("classifier", classes=few[:2], templates=list(templates), out=str(folder / "w.npy"), amp=False)
+    ours, theirs, difference = compare_building(peer, encoder, few, templates, options.rounds, False, folder)
+    ratios = [their / our for our, their in zip(ours, theirs, strict=True)]
+    default = ""
+    if has_bf16_instructions():
+        amp = compare_building(peer, encoder, few, templates, options.rounds, True, folder)[1]
+        default = (
+            "\nWith its default, autocast (this CPU has bf16 instructions), it takes "
+            f"{spread(amp)} s a class: {statistics.median(amp) / statistics.median(ours):.1f} times "
+            "clipkit's fp32.\n"
+        )
+    text = f"""## Building the classifier
 
 | | seconds a class |
 | --- | ---: |
@@ -236,23 +233,46 @@ Median (and range) of {options.rounds} rounds, taking turns.
 
 Each round builds {len(few) // options.rounds} classes from scratch. Largest difference of a weight:
 {difference:.1e}.
+{default}"""
+    return text, statistics.median(theirs)
 
-{amp_line}All {len(names):,} classes with clipkit, in shared batches: {whole:.0f} s,
-{whole / len(names):.3g} s a class, {statistics.median(theirs) * len(names) / whole:.1f} times as fast as the
-peer's median.
+
+def report_second_question(
+    peer: Peer,
+    model: clipkit.DualEncoder,
+    names: Sequence[str],
+    templates: Sequence[str],
+    seconds_a_class: float,
+    folder: Path,
+    options: argparse.Namespace,
+) -> str:
+    """The part on all classes and all images, asked twice."""
+    files = ImageFiles(find_images([options.images])[: options.num_images])
+    encoder = Encoder(model, FeatureCache(folder / "cache.sqlite", model.embed_dim))
+    whole, _ = build_seconds(encoder, names, templates)
+    began = time.perf_counter()
+    encoder.images(files)
+    images = time.perf_counter() - began
+    seconds = []
+    for _ in range(3):
+        began = time.perf_counter()
+        build_seconds(encoder, names, templates)
+        found = encoder.images(files)
+        seconds.append(time.perf_counter() - began)
+    assert found.num_from_cache == len(found.index)
+    paths = [str(path) for path in files.paths[: options.peer_images]]
+    seconds_an_image = peer.ask("images", paths=paths, batch_size=64) / len(paths)
+    theirs = seconds_a_class * len(names) + seconds_an_image * len(files)
+    return f"""All {len(names):,} classes with clipkit, in shared batches: {whole:.0f} s,
+{whole / len(names):.3g} s a class, {seconds_a_class * len(names) / whole:.1f} times as fast as the peer's
+median.
 
 ## A second question to the same images
 
 {len(files):,} images, {len(names):,} classes. clipkit: first time {whole + images:.0f} s, again
 {spread(seconds)} s, of which none is a forward pass. CLIP_benchmark computes everything anew:
-{peer_second:.0f} s, from its seconds a class above and {peer_images:.3g} s an image over {len(paths)} of
-them. **Ratio {peer_second / statistics.median(seconds):.0f}**.
-
-## Metrics of the same scores and features
-
-| metric | clipkit | CLIP_benchmark | difference |
-| --- | ---: | ---: | ---: |
-{rows}
+{theirs:.0f} s, from its seconds a class above and {seconds_an_image:.3g} s an image over {len(paths)} of
+them. **Ratio {theirs / statistics.median(seconds):.0f}**.
 """
 
 

@@ -11,11 +11,12 @@ import evaluate_jobs
 import pytest
 import torch
 from clipkit.zeroshot import runner, suite
-from clipkit.zeroshot.report import show, summary_table
+from clipkit.zeroshot.report import _comparison, show, summary_table
 from clipkit.zeroshot.results import (
     ModelName,
     Result,
     find_result,
+    fingerprint,
     make_result,
     read_results,
     result_name,
@@ -106,7 +107,7 @@ def test_settings_have_the_types_of_the_fields(tmp_path: Path) -> None:
         ("one: {task: toy, data: x, nmber: 1}", r"toy has no setting 'nmber'.*number"),
         ("one: {task: toy}", r"toy needs the setting 'data'"),
         ("one: {task: zeroshot_clasification, data: x}", r"zeroshot_classification"),
-        ("one: {data: x}", r"one needs a task"),
+        ("one: {data: x}", r"one: name a task, one of zeroshot_classification"),
         ("one: x", r"one must be a mapping"),
         ("- a", r"must hold entries"),
         ("", r"must hold entries"),
@@ -283,6 +284,42 @@ def test_tables_show_fractions_in_percent() -> None:
     assert table.rows == (("d: t", "acc1", "50.0 % [40.0, 60.0]", "25.0 %", "10.0 %"),)
 
 
+def test_models_are_compared_with_the_first() -> None:
+    facts = {"dataset": "d", "task": "t", "language": "en", "settings": {}, "num_images": 1, "unreadable": {}}
+    rights = {"first": 20, "better": 80, "the same": 20, "worse": 2}
+    results = [
+        Result(
+            model=ModelName(model=name, pretrained="tag", model_id=name),
+            metrics={"acc1": count / 100},
+            outcomes={"acc1": (torch.arange(100) < count).double()},
+            **facts,
+        )
+        for name, count in rights.items()
+    ]
+    (table,) = _comparison(results)
+    assert [(row[0], row[2].split()[0], row[3]) for row in table.rows] == [
+        ("better (tag)", "+60.0", "better"),
+        ("the same (tag)", "+0.0", "no difference shown"),
+        ("worse (tag)", "-18.0", "worse"),
+    ]
+
+
+def test_an_edited_file_of_a_setting_is_another_request(tmp_path: Path) -> None:
+    path = tmp_path / "names.txt"
+
+    def stamp() -> str:
+        entry = make_entry("one", {"task": "toy", "data": "x.png", "file": str(path)})
+        return fingerprint(entry.describe(), {"images": 1}, "0" * 64, "fp32")
+
+    path.write_text("cat\ndog\n")
+    first = stamp()
+    assert stamp() == first
+    path.write_text("cat\nfox\n")
+    assert stamp() != first
+
+
 def test_an_entry_needs_a_known_task() -> None:
-    with pytest.raises(ValueError, match="did you mean"):
+    with pytest.raises(
+        ValueError, match=r"'zeroshot_retrival' is no task; did you mean 'zeroshot_retrieval'\?"
+    ):
         make_entry("x", {"task": "zeroshot_retrival", "data": "y"})

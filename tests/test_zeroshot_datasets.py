@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -66,7 +67,13 @@ def test_several_labels_a_sample(tmp_path: Path) -> None:
     assert sample.fields["labels"] == [0, 1, 1]
 
 
-@pytest.mark.parametrize("content", [b"no array", b"1"])
+def npy(values: list[Any]) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, np.array(values))
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("content", [b"no array", b"1", npy([[0, 1]]), npy([0, 2]), npy([0.5])])
 def test_labels_that_are_no_array_are_a_reason(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "test").mkdir()
     with webdataset.TarWriter(str(tmp_path / "test" / "0.tar"), encoder=False) as tar:

@@ -100,9 +100,11 @@ def make_entry(name: str, settings: Any) -> Entry:
         raise ValueError(f"{name} must be a mapping such as {{task: ..., data: ...}}, got {settings!r:.60}")
     rest = dict(settings)
     task, language = rest.pop("task", None), str(rest.pop("language", _LANGUAGE))
+    if task is None:
+        raise ValueError(f"{name}: name a task, one of {', '.join(TASKS)}")
     if task not in TASKS:
-        hint = did_you_mean(str(task), TASKS)
-        raise ValueError(f"{name} needs a task{hint}; choose from {', '.join(TASKS)}, got {task!r}")
+        hint = did_you_mean(str(task), TASKS) or f"; choose from {', '.join(TASKS)}"
+        raise ValueError(f"{name}: {task!r} is no task{hint}")
     kind = TASKS[task]
     known = {field.name: field for field in dataclasses.fields(kind)}
     for key in rest:
