@@ -6,17 +6,21 @@ every call.
 
 from __future__ import annotations
 
+import faulthandler
 import multiprocessing
 import os
-import tempfile
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
-from pathlib import Path
+from multiprocessing.process import BaseProcess
 from typing import Any
 
+from torch.distributed import TCPStore
 
-def _serve(connection: Connection) -> None:
+SECONDS_TO_ANSWER = 180
+
+
+def _serve(connection: Connection, port: int) -> None:
     import torch
     import torch.distributed as dist
 
@@ -24,51 +28,76 @@ def _serve(connection: Connection) -> None:
     import torch.distributed.nn
 
     torch.set_num_threads(1)
+    store = dist.TCPStore("127.0.0.1", port)
     while True:
         message = connection.recv()
         if message is None:
             return
-        function, arguments, rank, world_size, store = message
+        function, arguments, rank, world_size, run = message
         sizes = {"WORLD_SIZE": str(world_size), "LOCAL_WORLD_SIZE": str(world_size)}
         os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), **sizes)
+        faulthandler.dump_traceback_later(SECONDS_TO_ANSWER - 5)
         try:
             if world_size > 1:
-                dist.init_process_group(
-                    "gloo", init_method=f"file://{store}", rank=rank, world_size=world_size
-                )
-            connection.send((True, function(*arguments)))
+                own_store = dist.PrefixStore(f"run {run}", store)
+                dist.init_process_group("gloo", store=own_store, rank=rank, world_size=world_size)
+                # A rank that is done at once must not leave while another still connects to it.
+                dist.barrier()
+            answer = (True, function(*arguments))
         except BaseException:
-            connection.send((False, traceback.format_exc()))
+            answer = (False, traceback.format_exc())
         finally:
             if dist.is_initialized():
                 dist.destroy_process_group()
+            faulthandler.cancel_dump_traceback_later()
+        # Last, so that the next run meets no rank that still closes the group of this one.
+        connection.send(answer)
 
 
 class RankPool:
     """Up to four ranks on this machine."""
 
     def __init__(self, size: int = 4) -> None:
-        context = multiprocessing.get_context("spawn")
+        self._size = size
+        self._num_runs = 0
+        self._store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         self._connections: list[Connection] = []
-        self._processes = []
-        for _ in range(size):
+        self._processes: list[BaseProcess] = []
+        self._start()
+
+    def _start(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        for _ in range(self._size):
             ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(theirs,))
+            process = context.Process(target=_serve, args=(theirs, self._store.port))
             process.start()
+            theirs.close()
             self._connections.append(ours)
             self._processes.append(process)
 
+    def _stop(self) -> None:
+        for process in self._processes:
+            process.kill()
+            process.join()
+        self._connections.clear()
+        self._processes.clear()
+
     def run(self, world_size: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
         """Results of `function(*arguments)` on each rank of a fresh group of `world_size`."""
-        with tempfile.TemporaryDirectory() as directory:
-            store = Path(directory) / "store"
-            connections = self._connections[:world_size]
+        self._num_runs += 1
+        connections = self._connections[:world_size]
+        for rank, connection in enumerate(connections):
+            connection.send((function, arguments, rank, world_size, self._num_runs))
+        answers = []
+        try:
             for rank, connection in enumerate(connections):
-                connection.send((function, arguments, rank, world_size, store))
-            answers = []
-            for rank, connection in enumerate(connections):
-                assert connection.poll(180), f"rank {rank} of {world_size} did not answer"
+                assert connection.poll(SECONDS_TO_ANSWER), f"rank {rank} of {world_size} did not answer"
                 answers.append(connection.recv())
+        except BaseException:
+            # One lost rank fails its own test; the tests after it get new ones.
+            self._stop()
+            self._start()
+            raise
         failures = [text for is_well, text in answers if not is_well]
         assert not failures, "\n".join(failures)
         return [value for _, value in answers]
@@ -79,4 +108,4 @@ class RankPool:
             connection.send(None)
         for process in self._processes:
             process.join(timeout=10)
-            process.kill()
+        self._stop()
