@@ -11,6 +11,7 @@ from fastapi.responses import JSONResponse
 from .bodies import Budget, parse_json
 from .engine import Engine
 from .forms import AddRequest, RemoveRequest
+from .openapi import json_body
 from .queries import part_vectors
 from .refusal import Refusal
 
@@ -25,7 +26,7 @@ def admin_router(engine: Engine, budget: Budget) -> APIRouter:
         served = await engine.reload()
         return JSONResponse({one.name: {"num_rows": one.index.num_rows} for one in served})
 
-    @router.post("/indexes/{index}/add")
+    @router.post("/indexes/{index}/add", openapi_extra=json_body(AddRequest))
     async def add(index: str, request: Request) -> JSONResponse:
         """Embed items and add them with their metadata."""
         served = engine.catalog.get(index)
@@ -41,7 +42,7 @@ def admin_router(engine: Engine, budget: Budget) -> APIRouter:
                 ids = await engine.edit(served, add_rows)
         return JSONResponse({"ids": ids, "num_rows": engine.catalog.get(index).index.num_rows})
 
-    @router.post("/indexes/{index}/remove")
+    @router.post("/indexes/{index}/remove", openapi_extra=json_body(RemoveRequest))
     async def remove(index: str, request: Request) -> JSONResponse:
         """Remove rows by id."""
         served = engine.catalog.get(index)

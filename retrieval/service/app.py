@@ -20,6 +20,7 @@ from .bodies import Budget
 from .engine import Engine
 from .guard import Guard
 from .openai_routes import openai_router
+from .openapi import REFUSALS, describe
 from .page_routes import page_router
 from .peer_routes import peer_router
 from .refusal import Refusal, error_body
@@ -50,7 +51,8 @@ def create_app(engine: Engine, *, model_name: str, keys: Keys, admin: Keys) -> F
         peer_router(engine, budget),
         admin_router(engine, budget),
     ):
-        app.include_router(router)
+        app.include_router(router, responses=REFUSALS)
+    describe(app)
     app.add_exception_handler(Refusal, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http_error)

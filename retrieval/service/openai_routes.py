@@ -12,16 +12,10 @@ from fastapi.responses import JSONResponse
 from .bodies import Budget, parse_json
 from .engine import Engine
 from .forms import EmbeddingsRequest, Part
+from .openapi import json_body
 from .queries import part_vectors
 from .refusal import Refusal
 from .towers import Vector
-
-_BODY = {
-    "requestBody": {
-        "required": True,
-        "content": {"application/json": {"schema": EmbeddingsRequest.model_json_schema()}},
-    }
-}
 
 
 def openai_router(engine: Engine, budget: Budget, model_name: str) -> APIRouter:
@@ -35,7 +29,7 @@ def openai_router(engine: Engine, budget: Budget, model_name: str) -> APIRouter:
     router = APIRouter(prefix="/v1")
     names = (model_name, engine.towers.model_id)
 
-    @router.post("/embeddings", openapi_extra=_BODY)
+    @router.post("/embeddings", openapi_extra=json_body(EmbeddingsRequest))
     async def embeddings(request: Request) -> JSONResponse:
         """Unit vectors of texts, or of pictures as `data:` URLs (and http URLs where they are allowed)."""
         async with budget.body(request) as body:

@@ -11,6 +11,7 @@ from fastapi import APIRouter
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 
 from .engine import Engine
+from .openapi import content
 
 PAGE = "page.html"
 
@@ -37,7 +38,7 @@ def page_router(engine: Engine) -> APIRouter:
             return JSONResponse({"status": "ready"})
         return JSONResponse({"status": "not ready"}, 503)
 
-    @router.get("/metrics")
+    @router.get("/metrics", response_class=Response, responses=content("text/plain"))
     async def metrics() -> Response:
         """Prometheus' text format."""
         return Response(engine.meters.text(), media_type=engine.meters.content_type)

@@ -15,6 +15,7 @@ from .bodies import Budget, parse_json
 from .catalog import Served
 from .engine import Engine
 from .forms import KnnRequest, MetadataRequest, Part
+from .openapi import json_body
 from .pictures import allowed_path, read_image_file, thumbnail
 from .queries import query_vector
 from .refusal import Refusal
@@ -28,13 +29,13 @@ def peer_router(engine: Engine, budget: Budget) -> APIRouter:
     """The routes."""
     router = APIRouter()
 
-    @router.post("/knn-service")
+    @router.post("/knn-service", openapi_extra=json_body(KnnRequest))
     async def knn_service(request: Request) -> JSONResponse:
         """`[{id, similarity, and the metadata of the first num_images}]`."""
         async with budget.body(request) as body:
             return JSONResponse(await _knn(engine, await parse_json(KnnRequest, body)))
 
-    @router.post("/metadata")
+    @router.post("/metadata", openapi_extra=json_body(MetadataRequest))
     async def metadata(request: Request) -> JSONResponse:
         """`[{id, metadata}]`."""
         async with budget.body(request) as body:

@@ -13,24 +13,19 @@ from .answers import hits
 from .bodies import Budget, form_model, parse_form, parse_json
 from .engine import Engine
 from .forms import SearchRequest
+from .openapi import content, json_body
 from .pictures import allowed_path, read_image_file, thumbnail
 from .queries import query_vector
 from .refusal import Refusal
 
 _FILE_FIELD = "image"
-_BODY = {
-    "requestBody": {
-        "required": True,
-        "content": {"application/json": {"schema": SearchRequest.model_json_schema()}},
-    }
-}
 
 
 def search_router(engine: Engine, budget: Budget) -> APIRouter:
     """The routes."""
     router = APIRouter()
 
-    @router.post("/search", openapi_extra=_BODY)
+    @router.post("/search", openapi_extra=json_body(SearchRequest, files=_FILE_FIELD))
     async def search(request: Request) -> JSONResponse:
         """The rows nearest to a text, a picture, an embedding, a row, or a weighted sum of them.
 
@@ -55,7 +50,7 @@ def search_router(engine: Engine, budget: Budget) -> APIRouter:
             ]
         )
 
-    @router.get("/image/{index}/{row_id}")
+    @router.get("/image/{index}/{row_id}", response_class=Response, responses=content("image/*"))
     async def image(index: str, row_id: int, small: bool = False) -> Response:
         """The image file of a row, if it lies below an `--image-root` folder; `small` makes a JPEG of it."""
         served = engine.catalog.get(index)
