@@ -117,7 +117,7 @@ class Memory:
     def remove(self, place: Place, ids: Sequence[int]) -> None:
         for row in ids:
             self.open(place)._row(row)
-        self.added.pop()
+        del self.added[-1:]
 
 
 def captions() -> list[str]:

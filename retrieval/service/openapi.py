@@ -28,14 +28,14 @@ class Error(BaseModel):
 
 
 class ErrorAnswer(BaseModel):
-    """The body of every answer that is no success."""
+    """The body of a refusal."""
 
     error: Error
 
 
 REFUSALS: dict[int | str, dict[str, Any]] = {
     "4XX": {"model": ErrorAnswer, "description": "Refused: the message says why."},
-    "5XX": {"model": ErrorAnswer, "description": "The service failed, or is shutting down."},
+    "5XX": {"model": ErrorAnswer, "description": "The service failed on this request, or is shutting down."},
 }
 """Of every route."""
 
@@ -45,15 +45,19 @@ def json_body(model: type[BaseModel], *, files: str | None = None) -> dict[str, 
 
     Args:
         model: one of the forms.
-        files: the name of the files of a multipart form, whose field `request` is the JSON.
+        files: the name of the files of a multipart form, where that is understood too.
     """
     form = {"$ref": _TEMPLATE.format(model=model.__name__)}
-    content: dict[str, Any] = {"application/json": {"schema": form}}
+    kinds: dict[str, Any] = {"application/json": {"schema": form}}
     if files:
         upload = {"type": "array", "items": {"type": "string", "format": "binary"}}
-        parts = {"type": "object", "properties": {files: upload, "request": form}}
-        content["multipart/form-data"] = {"schema": parts}
-    return {"requestBody": {"required": True, "content": content}}
+        parts = {
+            "type": "object",
+            "description": "`request` holds the fields; plain ones may also stand in the form itself.",
+            "properties": {files: upload, "request": form},
+        }
+        kinds["multipart/form-data"] = {"schema": parts}
+    return {"requestBody": {"required": True, "content": kinds}}
 
 
 def content(media_type: str) -> dict[int | str, dict[str, Any]]:
@@ -77,10 +81,4 @@ def _document(app: FastAPI) -> dict[str, Any]:
     _, forms = models_json_schema([(body, "validation") for body in _BODIES], ref_template=_TEMPLATE)
     components = schema.setdefault("components", {}).setdefault("schemas", {})
     components.update(forms["$defs"])
-    # FastAPI names 422 where a path or a query has a type; those mistakes are answered with 400 here.
-    for unused in ("HTTPValidationError", "ValidationError"):
-        components.pop(unused, None)
-    for path in schema["paths"].values():
-        for operation in path.values():
-            operation["responses"].pop("422", None)
     return schema

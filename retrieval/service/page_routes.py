@@ -14,6 +14,7 @@ from .engine import Engine
 from .openapi import content
 
 PAGE = "page.html"
+_JSON_OBJECT = {"application/json": {"schema": {"type": "object"}}}
 
 
 def page_router(engine: Engine) -> APIRouter:
@@ -31,7 +32,7 @@ def page_router(engine: Engine) -> APIRouter:
         """200 as long as the process answers."""
         return JSONResponse({"status": "ok"})
 
-    @router.get("/ready")
+    @router.get("/ready", responses={503: {"description": "Shutting down.", "content": _JSON_OBJECT}})
     async def ready() -> JSONResponse:
         """200 where new requests are welcome; 503 while shutting down."""
         if engine.is_ready:
