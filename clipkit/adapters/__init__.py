@@ -1,0 +1,1 @@
+"""Adapters of a frozen dual encoder that are no prompts."""

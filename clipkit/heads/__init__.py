@@ -1,0 +1,1 @@
+"""Heads: what is learned beside a frozen dual encoder, and how both classify together."""

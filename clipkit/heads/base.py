@@ -1,0 +1,97 @@
+"""What every method of adaptation is: a module beside a frozen dual encoder that classifies with it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from clipkit.prompts.class_texts import ClassTexts
+
+if TYPE_CHECKING:
+    from clipkit.model import DualEncoder
+
+Batch = Mapping[str, Tensor]
+
+
+class Head(nn.Module, ABC):
+    """A method's parameters. Kept in fp32; the dual encoder is passed in, frozen, and never a part of it.
+
+    A subclass has a frozen dataclass `Config`, is made from a model and a config, and says by two flags which
+    features its parameters reach; the others need to be computed only once.
+    """
+
+    method: ClassVar[str]
+    """Name in recipes, commands and files."""
+    Config: ClassVar[type]
+    """The settings, JSON-ready fields with defaults."""
+    changes_image: ClassVar[bool] = False
+    """Whether image features differ from the model's own."""
+    changes_text: ClassVar[bool] = True
+    """Whether the features of classes do."""
+    is_transductive: ClassVar[bool] = False
+    """Whether training sees unlabelled images of the classes that are tested."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.config = config
+
+    @abstractmethod
+    def class_texts(self, model: DualEncoder, names: Sequence[str]) -> ClassTexts:
+        """The texts of classes as this method has them."""
+
+    def image_features(self, model: DualEncoder, images: Tensor) -> Tensor:
+        """(B, 3, H, W) images, as `DualEncoder.encode_image` takes them -> (B, D) fp32, L2-normalised."""
+        return F.normalize(model.encode_image(images).float(), dim=-1)
+
+    @abstractmethod
+    def text_features(self, model: DualEncoder, texts: ClassTexts) -> Tensor:
+        """(C, D) fp32, L2-normalised."""
+
+    def logits(self, model: DualEncoder, image_features: Tensor, texts: ClassTexts) -> Tensor:
+        """Scores of images for classes, as a softmax takes them.
+
+        Args:
+            model: the frozen dual encoder.
+            image_features: (B, D), from `image_features`.
+            texts: of C classes, from `class_texts`.
+
+        Returns:
+            (B, C) fp32.
+        """
+        text_features = self.text_features(model, texts)
+        return model.logit_scale.exp() * image_features @ text_features.T
+
+    def loss(self, model: DualEncoder, batch: Batch, texts: ClassTexts) -> Tensor:
+        """Cross-entropy over the classes that are trained, a scalar in nats.
+
+        Args:
+            model: the frozen dual encoder.
+            batch: `label` (B,) int64 in [0, C), and `image`, or `image_features` where they were computed
+                before (possible where `changes_image` is False).
+            texts: of the C classes.
+        """
+        return F.cross_entropy(self.logits(model, self.batch_features(model, batch), texts), batch["label"])
+
+    def batch_features(self, model: DualEncoder, batch: Batch) -> Tensor:
+        """Image features of a batch, computed or as it brings them."""
+        known = batch.get("image_features")
+        return self.image_features(model, batch["image"]) if known is None else known
+
+    def end_epoch(self, epoch: int, num_epochs: int) -> None:
+        """Called after each epoch of training, counted from 1."""
+
+    def finish(self) -> None:
+        """Called once, after training."""
+
+
+def frozen_text_features(model: DualEncoder, texts: ClassTexts) -> Tensor:
+    """Features of the texts of classes in the model as it is: (C, D), L2-normalised; computed once."""
+    if "plain" not in texts.frozen:
+        with torch.no_grad():
+            texts.frozen["plain"] = texts.encode(model, ())
+    return texts.frozen["plain"]

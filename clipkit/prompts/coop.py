@@ -1,0 +1,88 @@
+"""CoOp: context vectors in place of the words around a class name (arXiv:2109.01134)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from torch import Tensor, nn
+
+from clipkit.heads.base import Head
+from clipkit.prompts.class_texts import ClassTexts, class_texts
+from clipkit.prompts.context import random_vectors, word_vectors
+from clipkit.prompts.deep import check_count
+from clipkit.prompts.parts import text_parts
+
+if TYPE_CHECKING:
+    from clipkit.model import DualEncoder
+
+
+@dataclass(frozen=True, kw_only=True)
+class CoopConfig:
+    """Settings of CoOp."""
+
+    num_prompts: int = 16
+    """M, context vectors."""
+    init: str = ""
+    """Words whose embeddings the vectors begin as, such as `a photo of a`; by default they begin as
+    N(0, 0.02^2)."""
+    class_position: Literal["end", "middle", "front"] = "end"
+    """Where the class name stands among the vectors."""
+    class_names: tuple[str, ...] = ()
+    """Class-specific vectors: the classes that have their own. Empty for vectors that all share."""
+
+    def __post_init__(self) -> None:
+        check_count("num_prompts", self.num_prompts)
+
+
+class Coop(Head):
+    """(M, text width) vectors for all classes, or (C, M, text width) with some of its own for each."""
+
+    method: ClassVar[str] = "coop"
+    Config: ClassVar[type] = CoopConfig
+
+    def __init__(self, model: DualEncoder, config: CoopConfig) -> None:
+        super().__init__(config)
+        width = text_parts(model.model).width
+        vectors = self._first(model, width)
+        if config.class_names and not config.init:
+            vectors = random_vectors(len(config.class_names), config.num_prompts, width)
+        elif config.class_names:
+            vectors = nn.Parameter(vectors.detach().expand(len(config.class_names), -1, -1).clone())
+        self.context = vectors
+
+    def _first(self, model: DualEncoder, width: int) -> nn.Parameter:
+        if not self.config.init:
+            return random_vectors(self.config.num_prompts, width)
+        vectors = word_vectors(model, self.config.init, self.config.num_prompts)
+        return nn.Parameter(vectors)
+
+    def class_texts(self, model: DualEncoder, names: Sequence[str]) -> ClassTexts:
+        """See `Head`.
+
+        Raises:
+            ValueError: the vectors are class-specific and a name is none of their classes.
+        """
+        known = self.config.class_names
+        unknown = [name for name in names if known and name not in known]
+        if unknown:
+            raise ValueError(
+                f"these context vectors are class-specific and there are none for {unknown[0]!r}: name "
+                "classes that were trained, or train shared vectors"
+            )
+        return class_texts(
+            model,
+            names,
+            "{c}.",
+            self.config.num_prompts,
+            insert=True,
+            class_position=self.config.class_position,
+        )
+
+    def text_features(self, model: DualEncoder, texts: ClassTexts) -> Tensor:
+        """See `Head`."""
+        if not self.config.class_names:
+            return texts.encode(model, [self.context])
+        rows = [self.config.class_names.index(name) for name in texts.names]
+        return texts.encode(model, [self.context[rows]])

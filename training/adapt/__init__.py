@@ -1,0 +1,1 @@
+"""`clipkit adapt`: teach a frozen model a task from a few labelled images."""
