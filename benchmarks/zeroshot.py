@@ -26,7 +26,6 @@ import numpy as np
 import torch
 from clipkit.zeroshot.classifier import build_classifier, prompts_of_names
 from clipkit.zeroshot.encoder import Encoder
-from clipkit.zeroshot.templates import load_templates
 from report import write_result
 from safetensors.torch import save_file
 
@@ -35,6 +34,7 @@ from clipkit import binary_rankings, classification_metrics, metrics
 from clipkit.data.image_files import ImageFiles, find_images
 from clipkit.devices import has_bf16_instructions
 from clipkit.feature_cache import FeatureCache
+from clipkit.templates import load_templates
 
 MODEL = "ViT-B-32"
 PEER = ("clip_benchmark==1.6.2", "numpy<2.3")

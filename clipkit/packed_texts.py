@@ -139,6 +139,22 @@ def pack(rows: Sequence[Row], tokens: _Tokens, lengths: npt.NDArray[np.int64]) -
     return Packed(torch.from_numpy(ids), torch.from_numpy(positions), mask, *map(torch.tensor, (texts, last)))
 
 
+def repeated(packed: Packed, times: int) -> Packed:
+    """The same rows several times over, one whole repetition after the other."""
+    if times == 1:
+        return packed
+    num_rows, num_texts = len(packed.tokens), len(packed.texts)
+    steps = torch.arange(times)
+    shift = torch.stack([steps * num_rows, torch.zeros_like(steps)], dim=1)
+    return Packed(
+        packed.tokens.repeat(times, 1),
+        packed.positions.repeat(times, 1),
+        packed.mask.repeat(times, 1, 1),
+        (packed.texts + steps[:, None] * num_texts).flatten(),
+        (packed.last + shift[:, None]).flatten(0, 1),
+    )
+
+
 def encode_packed(model: Any, packed: Packed) -> Tensor:
     """Features of packed texts: (T, D), not normalised, in the order of `packed.texts`."""
     tower = open_clip_text(model)

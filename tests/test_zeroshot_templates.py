@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 from clipkit.zeroshot.classnames import parse_class_names, read_class_names
-from clipkit.zeroshot.templates import load_templates
+
+from clipkit.templates import load_templates
 
 
 def test_named_sets_are_open_clip_s() -> None:

@@ -154,10 +154,11 @@ def _places(paths: Sequence[str]) -> list[str]:
 
 def _prompt_set(options: ClassifyOptions) -> PromptSet:
     """Prompts of the classes that were asked for."""
+    from clipkit.templates import load_templates
+
     from .classifier import prompts_of_descriptions, prompts_of_names
     from .classnames import checked_class_names, parse_class_names, read_class_names
     from .descriptions import DescriptionBank, PromptFormat
-    from .templates import load_templates
 
     bank = None if options.descriptions is None else DescriptionBank.read(options.descriptions)
     if options.classes is not None:

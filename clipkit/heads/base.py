@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from clipkit.prompts.class_texts import ClassTexts
 
 if TYPE_CHECKING:
+    from clipkit.heads.teacher import Teacher
     from clipkit.model import DualEncoder
 
 Batch = Mapping[str, Tensor]
@@ -23,6 +24,9 @@ class Head(nn.Module, ABC):
 
     A subclass has a frozen dataclass `Config`, is made from a model and a config, and says by two flags which
     features its parameters reach; the others need to be computed only once.
+
+    A head is made, prepared (`prepare`), moved to the model's device, and only then given to an optimizer.
+    One that is read from a file is made from its config and gets its tensors, without `prepare`.
     """
 
     method: ClassVar[str]
@@ -35,10 +39,23 @@ class Head(nn.Module, ABC):
     """Whether the features of classes do."""
     is_transductive: ClassVar[bool] = False
     """Whether training sees unlabelled images of the classes that are tested."""
+    is_conditional: ClassVar[bool] = False
+    """Whether the features of classes differ from image to image; then `text_features` is refused."""
+    needs_teacher: ClassVar[bool] = False
+    """Whether `prepare` needs another model to learn from."""
 
     def __init__(self, config: Any) -> None:
         super().__init__()
         self.config = config
+
+    def prepare(self, model: DualEncoder, names: Sequence[str], teacher: Teacher | None = None) -> None:
+        """Called once before training, before an optimizer sees the parameters.
+
+        Args:
+            model: the frozen dual encoder.
+            names: all classes that are trained.
+            teacher: of methods that need one.
+        """
 
     @abstractmethod
     def class_texts(self, model: DualEncoder, names: Sequence[str]) -> ClassTexts:
@@ -63,8 +80,7 @@ class Head(nn.Module, ABC):
         Returns:
             (B, C) fp32.
         """
-        text_features = self.text_features(model, texts)
-        return model.logit_scale.exp() * image_features @ text_features.T
+        return cosine_logits(model, image_features, self.text_features(model, texts))
 
     def loss(self, model: DualEncoder, batch: Batch, texts: ClassTexts) -> Tensor:
         """Cross-entropy over the classes that are trained, a scalar in nats.
@@ -88,10 +104,34 @@ class Head(nn.Module, ABC):
     def finish(self) -> None:
         """Called once, after training."""
 
+    def training_tensors(self) -> dict[str, Tensor]:
+        """What training needs to go on, beside parameters and buffers; nothing that a stored head has."""
+        return {}
+
+    def load_training_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take what `training_tensors` gave."""
+
+
+def cosine_logits(model: DualEncoder, image_features: Tensor, text_features: Tensor) -> Tensor:
+    """Cosines times the model's scale, in fp32 under autocast too: bf16 has steps of 0.5 near 100.
+
+    Args:
+        model: whose `logit_scale` is taken.
+        image_features: (B, D), L2-normalised.
+        text_features: (C, D), L2-normalised, or (B, C, D) for each image.
+
+    Returns:
+        (B, C) fp32.
+    """
+    with torch.autocast(image_features.device.type, enabled=False):
+        images, texts = image_features.float(), text_features.float()
+        cosines = images @ texts.T if texts.ndim == 2 else torch.einsum("bd,bcd->bc", images, texts)
+        return model.logit_scale.float().exp() * cosines
+
 
 def frozen_text_features(model: DualEncoder, texts: ClassTexts) -> Tensor:
     """Features of the texts of classes in the model as it is: (C, D), L2-normalised; computed once."""
     if "plain" not in texts.frozen:
         with torch.no_grad():
             texts.frozen["plain"] = texts.encode(model, ())
-    return texts.frozen["plain"]
+    return texts.frozen["plain"].to(model.logit_scale.device)

@@ -11,13 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from clipkit.packed_texts import Packed, batches, can_pack, encode_packed, pack, plan_rows
+from clipkit.packed_texts import Packed, batches, can_pack, encode_packed, pack, plan_rows, repeated
 from clipkit.prompts.slots import text_slots
 from clipkit.text_towers import encode_text, needed_lengths
 
@@ -26,6 +25,8 @@ if TYPE_CHECKING:
 
 TOKENS_PER_BATCH = 4096
 """Tokens encoded at once; where classes need several batches, activations are recomputed batch by batch."""
+_MOST_START_TOKENS = 2
+"""More columns that no word decides are padding on the left."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,15 +58,50 @@ class ClassTexts:
         """
         is_shared = all(vectors.ndim == 2 for vectors in prompts)
         if self.packed and is_shared:
-            parts = [_run(self._encode_packed, model, rows, prompts, self._is_long) for rows in self.packed]
-            order = torch.cat([rows.texts for rows in self.packed]).argsort()
-            features = torch.cat(parts)[order.to(parts[0].device)]
+            recompute = len(self.packed) > 1
+            parts = [_run(self._encode_packed, model, rows, prompts, recompute) for rows in self.packed]
+            features = torch.cat(parts)[self._order(parts[0].device)]
         else:
-            size = max(1, TOKENS_PER_BATCH // self.num_columns)
-            places = torch.split(torch.arange(len(self.names)), size)
-            is_long = len(places) > 1
-            features = torch.cat([_run(self._encode_plain, model, rows, prompts, is_long) for rows in places])
+            batches_of_texts = torch.arange(len(self.names)).split(self._texts_per_batch)
+            parts = [
+                _run(self._encode_plain, model, texts, _of(texts, prompts), len(batches_of_texts) > 1)
+                for texts in batches_of_texts
+            ]
+            features = torch.cat(parts)
         return F.normalize(features.float(), dim=-1)
+
+    def encode_for_each(self, model: DualEncoder, prompts: Tensor) -> Tensor:
+        """Features of the classes for each of B images, whose prompts stand before the first block.
+
+        No more than `TOKENS_PER_BATCH` tokens are encoded at once, unless one text is longer; where that
+        takes several batches, activations are recomputed batch by batch.
+
+        Args:
+            model: the frozen dual encoder.
+            prompts: (B, M, width).
+
+        Returns:
+            (B, C, D), L2-normalised, in fp32.
+        """
+        if self.packed:
+            jobs = [
+                (self._encode_packed, repeated(rows, len(some)), len(rows.tokens), some)
+                for rows in self.packed
+                for some in prompts.split(max(1, TOKENS_PER_BATCH // rows.tokens.numel()))
+            ]
+            groups = [rows.texts for rows in self.packed]
+        else:
+            groups = list(torch.arange(len(self.names)).split(self._texts_per_batch))
+            jobs = [
+                (self._encode_plain, texts.repeat(len(some)), len(texts), some)
+                for texts in groups
+                for some in prompts.split(max(1, self._texts_per_batch // len(texts)))
+            ]
+        parts = [
+            _run(encode, model, rows, [some.repeat_interleave(count, dim=0)], len(jobs) > 1)
+            for encode, rows, count, some in jobs
+        ]
+        return F.normalize(self._by_image(parts, groups, len(prompts)).float(), dim=-1)
 
     @property
     def num_columns(self) -> int:
@@ -73,18 +109,34 @@ class ClassTexts:
         return int(self.lengths.max())
 
     @property
-    def _is_long(self) -> bool:
-        return len(self.packed) > 1
+    def _texts_per_batch(self) -> int:
+        return max(1, TOKENS_PER_BATCH // self.num_columns)
+
+    def _order(self, device: torch.device) -> Tensor:
+        """Where each text is among those of all packed rows."""
+        return torch.cat([rows.texts for rows in self.packed]).argsort().to(device)
+
+    def _by_image(self, parts: Sequence[Tensor], groups: Sequence[Tensor], num_images: int) -> Tensor:
+        """(B, C, D) of parts that hold some images with one of the groups of texts each, image by image."""
+        joined = torch.cat(list(parts))
+        sizes = [num_images * len(group) for group in groups]
+        columns = [part.unflatten(0, (num_images, -1)) for part in joined.split(sizes)]
+        features = torch.cat(columns, dim=1)
+        return features[:, self._order(features.device)] if self.packed else features
 
     def _encode_packed(self, model: DualEncoder, rows: Packed, prompts: Sequence[Tensor]) -> Tensor:
         with text_slots(model.model, prompts, self.positions[0]):
             return encode_packed(model.model, rows)
 
-    def _encode_plain(self, model: DualEncoder, places: Tensor, prompts: Sequence[Tensor]) -> Tensor:
-        own = [vectors if vectors.ndim == 2 else vectors[places.to(vectors.device)] for vectors in prompts]
-        text = self.tokens[places, : self.num_columns].to(model.logit_scale.device)
-        with text_slots(model.model, own, self.positions[places]):
-            return encode_text(model.model, text)
+    def _encode_plain(self, model: DualEncoder, texts: Tensor, prompts: Sequence[Tensor]) -> Tensor:
+        tokens = self.tokens[texts, : self.num_columns].to(model.logit_scale.device)
+        with text_slots(model.model, prompts, self.positions[texts]):
+            return encode_text(model.model, tokens)
+
+
+def _of(texts: Tensor, prompts: Sequence[Tensor]) -> list[Tensor]:
+    """Prompts of some texts."""
+    return [vectors if vectors.ndim == 2 else vectors[texts.to(vectors.device)] for vectors in prompts]
 
 
 def _run(encode: Any, model: DualEncoder, rows: Any, prompts: Sequence[Tensor], recompute: bool) -> Tensor:
@@ -125,10 +177,12 @@ def class_texts(
     plain = model.tokenizer([template.replace("{c}", name) for name in names])
     start = start_column(model)
     if insert:
+        ending = _ending(model)
+        _check_room(plain, ending, num_slots, names)
         behind = _ends_of_names(model, names, template, plain) if class_position != "end" else None
         positions = _slot_positions(len(names), num_slots, start, class_position, behind)
-        tokens = _with_slots(plain, positions, filler=int(plain[0, start]))
-        _check_length(model, plain, num_slots, names)
+        filler = int(model.tokenizer(["a"])[0, start])
+        tokens = _with_slots(plain, positions, filler=filler, num_fixed=ending.num_fixed)
     else:
         _check_template(model, template, num_slots, start)
         positions = torch.arange(start, start + num_slots).expand(len(names), -1)
@@ -144,10 +198,58 @@ def class_texts(
     )
 
 
+def bare_names(names: Sequence[str]) -> ClassTexts:
+    """Classes without texts, for methods that store their features."""
+    count = len(names)
+    empty = torch.zeros(count, 0, dtype=torch.int64)
+    return ClassTexts(names=tuple(names), tokens=empty, positions=empty, lengths=empty.sum(1), packed=())
+
+
 def start_column(model: DualEncoder) -> int:
-    """The first column that a text decides: 1 behind a start token, 0 in tokenizers without one."""
-    first = model.tokenizer(["a", "zebra", "7"])[:, 0]
-    return int(len(first.unique()) == 1)
+    """The first column that a text decides: 1 behind a start token, 0 in tokenizers without one.
+
+    Raises:
+        ValueError: the tokenizer pads on the left.
+    """
+    tokens = model.tokenizer(["a", "zebra", "7"])
+    start = int((tokens == tokens[:1]).all(dim=0).long().argmin())
+    if start > _MOST_START_TOKENS:
+        raise ValueError(
+            "prompts need a tokenizer that pads on the right, this one pads on the left: use tip-adapter, "
+            "clip-adapter or vpt"
+        )
+    return start
+
+
+def word_ids(model: DualEncoder, words: str) -> Tensor:
+    """(n,) ids of words alone, without start token, end token and padding."""
+    first, second = model.tokenizer([f"{words} a", f"{words} zebra"])
+    ids: Tensor = first[start_column(model) : _num_common(first, second)]
+    return ids
+
+
+@dataclass(frozen=True)
+class _Ending:
+    """What follows the words of a tokenised text."""
+
+    padding: int
+    is_end: bool
+    """Whether the padding is also the end token, of which one has to stay."""
+    num_fixed: int
+    """Columns behind the padding (a class token), 0 or 1."""
+
+
+def _ending(model: DualEncoder) -> _Ending:
+    empty = model.tokenizer([""])[0]
+    num_fixed = int(empty[-1] != empty[-2])
+    padding = int(empty[-1 - num_fixed])
+    first, second = model.tokenizer(["a", "a zebra"])
+    return _Ending(padding, int(first[_num_common(first, second)]) == padding, num_fixed)
+
+
+def _num_common(first: Tensor, second: Tensor) -> int:
+    """How many leading tokens two texts share."""
+    return int((first == second).long().cumprod(dim=0).sum())
 
 
 def _rows(tokens: Tensor, lengths: Tensor) -> tuple[Packed, ...]:
@@ -167,31 +269,29 @@ def _slot_positions(
     return torch.cat([before, after], dim=1)
 
 
-def _with_slots(plain: Tensor, positions: Tensor, *, filler: int) -> Tensor:
-    """Tokens with further columns at `positions`, cut to the length they had."""
-    num_texts, length = plain.shape
+def _with_slots(plain: Tensor, positions: Tensor, *, filler: int, num_fixed: int) -> Tensor:
+    """Tokens with further columns at `positions`, and as much padding less."""
+    num_words = plain.shape[1] - positions.shape[1] - num_fixed
+    own = torch.cat([plain[:, :num_words], plain[:, plain.shape[1] - num_fixed :]], dim=1)
+    is_own = torch.ones_like(plain, dtype=torch.bool).scatter_(1, positions, False)
     tokens = torch.full_like(plain, filler)
-    is_own = torch.ones(num_texts, length, dtype=torch.bool)
-    is_own.scatter_(1, positions.clamp(max=length - 1), False)
-    num_own = is_own.sum(dim=1)
-    for row, count in enumerate(num_own.tolist()):
-        tokens[row, is_own[row]] = plain[row, :count]
+    tokens[is_own] = own.flatten()
     return tokens
 
 
 def _ends_of_names(model: DualEncoder, names: Sequence[str], template: str, plain: Tensor) -> Tensor:
-    """(C,) the first column behind each class name, where what follows the name is tokenised as it was."""
+    """(C,) the first column behind each class name; before it where name and what follows share a token."""
     head = template.split("{c}", maxsplit=1)[0]
-    cut = model.tokenizer([f"{head}{name}" for name in names])
-    same = np.cumprod((cut == plain).numpy(), axis=1).sum(axis=1)
-    return torch.from_numpy(same)
+    alone = model.tokenizer([f"{head}{name}" for name in names])
+    longer = model.tokenizer([f"{head}{name} zebra" for name in names])
+    is_name = (alone == plain) & (alone == longer)
+    return is_name.long().cumprod(dim=1).sum(dim=1)
 
 
 def _check_template(model: DualEncoder, template: str, num_slots: int, start: int) -> None:
     """The first M tokens must be the template's, not the name's."""
     head = template.split("{c}", maxsplit=1)[0]
-    first, second = model.tokenizer([f"{head}a", f"{head}zebra"])
-    shared = int(np.cumprod((first == second).numpy()).sum())
+    shared = _num_common(*model.tokenizer([f"{head}a", f"{head}zebra"]))
     if shared < start + num_slots:
         raise ValueError(
             f"{template!r} has {max(0, shared - start)} tokens before the class name, fewer than {num_slots} "
@@ -199,11 +299,10 @@ def _check_template(model: DualEncoder, template: str, num_slots: int, start: in
         )
 
 
-def _check_length(model: DualEncoder, plain: Tensor, num_slots: int, names: Sequence[str]) -> None:
-    """A text whose last token before the padding would leave the context is refused."""
-    padding = model.tokenizer([""])[0, -1]
-    used = (plain != padding).long().flip(1).argmax(dim=1)  # trailing padding
-    room = torch.where((plain != padding).all(dim=1), 0, used)
+def _check_room(plain: Tensor, ending: _Ending, num_slots: int, names: Sequence[str]) -> None:
+    """Refuse texts with less padding than slots."""
+    columns = plain[:, : plain.shape[1] - ending.num_fixed]
+    room = (columns.flip(1) == ending.padding).long().cumprod(dim=1).sum(dim=1) - int(ending.is_end)
     short = (room < num_slots).nonzero()
     if len(short):
         name = names[int(short[0])]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from clipkit.heads.base import Head
 from clipkit.prompts.class_texts import ClassTexts, class_texts
-from clipkit.prompts.context import random_vectors, word_vectors
+from clipkit.prompts.context import context_vectors, random_vectors
 from clipkit.prompts.deep import check_count
 from clipkit.prompts.parts import text_parts
 
@@ -25,7 +25,7 @@ class CoopConfig:
     num_prompts: int = 16
     """M, context vectors."""
     init: str = ""
-    """Words whose embeddings the vectors begin as, such as `a photo of a`; by default they begin as
+    """Words whose embeddings the vectors begin as, M tokens such as `a photo of a`; by default they begin as
     N(0, 0.02^2)."""
     class_position: Literal["end", "middle", "front"] = "end"
     """Where the class name stands among the vectors."""
@@ -45,18 +45,12 @@ class Coop(Head):
     def __init__(self, model: DualEncoder, config: CoopConfig) -> None:
         super().__init__(config)
         width = text_parts(model.model).width
-        vectors = self._first(model, width)
+        self.context = context_vectors(model, config.init, config.num_prompts, width)
         if config.class_names and not config.init:
-            vectors = random_vectors(len(config.class_names), config.num_prompts, width)
+            self.context = random_vectors(len(config.class_names), config.num_prompts, width)
         elif config.class_names:
-            vectors = nn.Parameter(vectors.detach().expand(len(config.class_names), -1, -1).clone())
-        self.context = vectors
-
-    def _first(self, model: DualEncoder, width: int) -> nn.Parameter:
-        if not self.config.init:
-            return random_vectors(self.config.num_prompts, width)
-        vectors = word_vectors(model, self.config.init, self.config.num_prompts)
-        return nn.Parameter(vectors)
+            words = self.context.detach()
+            self.context = nn.Parameter(words.repeat(len(config.class_names), 1, 1))
 
     def class_texts(self, model: DualEncoder, names: Sequence[str]) -> ClassTexts:
         """See `Head`.

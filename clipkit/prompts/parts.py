@@ -23,6 +23,8 @@ class TowerParts:
     that takes the patches with their positions."""
     blocks: tuple[nn.Module, ...]
     width: int
+    owner: nn.Module
+    """Holds the blocks."""
 
 
 def image_parts(model: Any) -> TowerParts:
@@ -33,10 +35,11 @@ def image_parts(model: Any) -> TowerParts:
     """
     visual = model.visual
     if hasattr(visual, "transformer") and hasattr(visual, "ln_pre"):
-        return TowerParts(visual.ln_pre, _batch_first(visual.transformer), visual.conv1.out_channels)
+        stack = visual.transformer
+        return TowerParts(visual.ln_pre, _batch_first(stack), visual.conv1.out_channels, stack)
     trunk: Any = getattr(visual, "trunk", None)
     if _is_plain_timm(trunk):
-        return TowerParts(trunk.norm_pre, tuple(trunk.blocks), trunk.embed_dim)
+        return TowerParts(trunk.norm_pre, tuple(trunk.blocks), trunk.embed_dim, trunk)
     raise ValueError(
         f"image prompts need a plain vision transformer (open_clip's ViT or timm's VisionTransformer), this "
         f"image tower is a {type(trunk or visual).__name__}: use coop, cocoop, tip-adapter or clip-adapter"
@@ -52,7 +55,8 @@ def text_parts(model: Any) -> TowerParts:
     tower = open_clip_text(model)
     if tower is not None:
         embedding = tower.token_embedding
-        return TowerParts(embedding, _batch_first(tower.transformer), embedding.embedding_dim)
+        stack = tower.transformer
+        return TowerParts(embedding, _batch_first(stack), embedding.embedding_dim, stack)
     encoder = getattr(model, "text", None)
     transformer = getattr(encoder, "transformer", None)
     if transformer is not None and hasattr(transformer, "get_input_embeddings"):
@@ -60,7 +64,7 @@ def text_parts(model: Any) -> TowerParts:
         blocks = next((getattr(stack, name) for name in _LAYER_LISTS if hasattr(stack, name)), None)
         embedding = transformer.get_input_embeddings()
         if blocks is not None:
-            return TowerParts(embedding, tuple(blocks), embedding.embedding_dim)
+            return TowerParts(embedding, tuple(blocks), embedding.embedding_dim, transformer)
     raise ValueError(
         f"text prompts need a transformer with a list of blocks, this text tower is a "
         f"{type(transformer or encoder).__name__}: use tip-adapter or clip-adapter"

@@ -7,7 +7,9 @@ further prompted block, and removed behind the last block, so that pooling never
 arXiv:2210.03117; VPT, arXiv:2203.12119).
 
 Slots are hooks on the modules of a tower, whose code and parameters stay as they are. They exist inside a
-`with` statement and for the forwards inside it; with activation checkpointing, for the backward too.
+`with` statement and for the forwards inside it. A tower's own activation checkpointing is off meanwhile: it
+would compute blocks again in the backward pass, when the hooks are gone. To save memory, checkpoint a function
+that has the `with` statement inside, as `ClassTexts` does.
 """
 
 from __future__ import annotations
@@ -37,9 +39,13 @@ def text_slots(model: Any, prompts: Sequence[Tensor], positions: Tensor) -> Iter
     Raises:
         ValueError: there are more prompts than blocks, or of another width than the tower's.
     """
+    if not prompts:
+        yield
+        return
     parts = text_parts(model)
     _check(prompts, len(parts.blocks), parts.width, "text")
     with ExitStack() as stack:
+        stack.enter_context(_keeping_activations(parts.owner))
         for number, vectors in enumerate(prompts):
             edit = _setter(vectors, positions)
             if number == 0:
@@ -67,11 +73,28 @@ def image_slots(model: Any, prompts: Sequence[Tensor]) -> Iterator[None]:
     _check(prompts, len(parts.blocks), parts.width, "image")
     count = prompts[0].shape[-2]
     with ExitStack() as stack:
+        stack.enter_context(_keeping_activations(parts.owner))
         stack.enter_context(_editing_input(parts.entry, lambda tokens: _appended(tokens, prompts[0])))
         for block, vectors in zip(parts.blocks[1:], prompts[1:], strict=False):
             stack.enter_context(_editing_input(block, _last_setter(vectors)))
         stack.enter_context(_editing_output(parts.blocks[-1], lambda tokens: tokens[:, :-count]))
         yield
+
+
+@contextmanager
+def _keeping_activations(owner: nn.Module) -> Iterator[None]:
+    """Activation checkpointing of open_clip, timm and transformers is off, while the context lasts."""
+    flags = ("grad_checkpointing", "gradient_checkpointing")
+    active = [
+        (part, flag) for part in owner.modules() for flag in flags if getattr(part, flag, False) is True
+    ]
+    for part, flag in active:
+        setattr(part, flag, False)
+    try:
+        yield
+    finally:
+        for part, flag in active:
+            setattr(part, flag, True)
 
 
 def _check(prompts: Sequence[Tensor], num_blocks: int, width: int, tower: str) -> None:

@@ -10,11 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from clipkit.templates import load_templates
+
 from ..classifier import PromptSet
 from ..classnames import read_class_names
 from ..descriptions import normalized_name
 from ..scoring import class_means
-from ..templates import load_templates
 from .base import ImageSet, TextFeatures
 
 _MAX_NAMED = 5

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from clipkit.data.samples import Source
 from clipkit.paired_metrics import first_choices, mean_of_groups
+from clipkit.templates import load_templates
 
 from ..classifier import prompts_of_names
-from ..templates import load_templates
 from .base import Features, ImageSet, Measurement, Table, Task
 from .class_data import class_vectors
 from .counts import percent
