@@ -62,7 +62,7 @@ class ClassTexts:
             parts = [_run(self._encode_packed, model, rows, prompts, recompute) for rows in self.packed]
             features = torch.cat(parts)[self._order(parts[0].device)]
         else:
-            batches_of_texts = torch.arange(len(self.names)).split(self._texts_per_batch)
+            batches_of_texts = torch.split(torch.arange(len(self.names)), self._texts_per_batch)
             parts = [
                 _run(self._encode_plain, model, texts, _of(texts, prompts), len(batches_of_texts) > 1)
                 for texts in batches_of_texts
@@ -83,19 +83,20 @@ class ClassTexts:
         Returns:
             (B, C, D), L2-normalised, in fp32.
         """
+        jobs: list[tuple[Any, Any, int, Tensor]]
         if self.packed:
             jobs = [
                 (self._encode_packed, repeated(rows, len(some)), len(rows.tokens), some)
                 for rows in self.packed
-                for some in prompts.split(max(1, TOKENS_PER_BATCH // rows.tokens.numel()))
+                for some in torch.split(prompts, max(1, TOKENS_PER_BATCH // rows.tokens.numel()))
             ]
             groups = [rows.texts for rows in self.packed]
         else:
-            groups = list(torch.arange(len(self.names)).split(self._texts_per_batch))
+            groups = list(torch.split(torch.arange(len(self.names)), self._texts_per_batch))
             jobs = [
                 (self._encode_plain, texts.repeat(len(some)), len(texts), some)
                 for texts in groups
-                for some in prompts.split(max(1, self._texts_per_batch // len(texts)))
+                for some in torch.split(prompts, max(1, self._texts_per_batch // len(texts)))
             ]
         parts = [
             _run(encode, model, rows, [some.repeat_interleave(count, dim=0)], len(jobs) > 1)
@@ -120,7 +121,7 @@ class ClassTexts:
         """(B, C, D) of parts that hold some images with one of the groups of texts each, image by image."""
         joined = torch.cat(list(parts))
         sizes = [num_images * len(group) for group in groups]
-        columns = [part.unflatten(0, (num_images, -1)) for part in joined.split(sizes)]
+        columns = [part.unflatten(0, (num_images, -1)) for part in torch.split(joined, sizes)]
         features = torch.cat(columns, dim=1)
         return features[:, self._order(features.device)] if self.packed else features
 
@@ -284,7 +285,7 @@ def _ends_of_names(model: DualEncoder, names: Sequence[str], template: str, plai
     head = template.split("{c}", maxsplit=1)[0]
     alone = model.tokenizer([f"{head}{name}" for name in names])
     longer = model.tokenizer([f"{head}{name} zebra" for name in names])
-    is_name = (alone == plain) & (alone == longer)
+    is_name: Tensor = (alone == plain) & (alone == longer)
     return is_name.long().cumprod(dim=1).sum(dim=1)
 
 

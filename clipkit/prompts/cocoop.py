@@ -70,7 +70,7 @@ class Cocoop(Head):
     def logits(self, model: DualEncoder, image_features: Tensor, texts: ClassTexts) -> Tensor:
         """See `Head`; images are taken some at a time."""
         at_once = max(1, FEATURES_AT_ONCE // (len(texts.names) * model.embed_dim))
-        return torch.cat([self._logits(model, some, texts) for some in image_features.split(at_once)])
+        return torch.cat([self._logits(model, some, texts) for some in torch.split(image_features, at_once)])
 
     def _logits(self, model: DualEncoder, image_features: Tensor, texts: ClassTexts) -> Tensor:
         prompts = self.context + self.meta_net(image_features).float()[:, None]

@@ -74,7 +74,7 @@ class PromptKd(Vpt):
         if (ours.size, ours.mean, ours.std) != (theirs.size, theirs.mean, theirs.std):
             raise ValueError(
                 f"teacher and student must read the same images, got {theirs.size} pixels, mean "
-                f"{theirs.mean} and {ours.size}, mean {ours.mean}: load the teacher at the student's image size"
+                f"{theirs.mean} and {ours.size}, mean {ours.mean}: load both at one image size"
             )
         features = teacher.text_features(names).float()
         self.config = dataclasses.replace(

@@ -126,7 +126,7 @@ def epoch_weights(num_epochs: int, mean: float, std: float) -> Tensor:
 
 
 def template_features(model: DualEncoder, texts: ClassTexts) -> Tensor:
-    """Features of classes in the model as it is, means over `TEMPLATES`: (C, D), L2-normalised; computed once."""
+    """Features (C, D) of classes in the model as it is, means over `TEMPLATES`, normalised; computed once."""
     if "templates" not in texts.frozen:
         device = model.logit_scale.device
         features = class_features(model, texts.names, load_templates(TEMPLATES), device=device)

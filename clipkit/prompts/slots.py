@@ -8,8 +8,8 @@ arXiv:2210.03117; VPT, arXiv:2203.12119).
 
 Slots are hooks on the modules of a tower, whose code and parameters stay as they are. They exist inside a
 `with` statement and for the forwards inside it. A tower's own activation checkpointing is off meanwhile: it
-would compute blocks again in the backward pass, when the hooks are gone. To save memory, checkpoint a function
-that has the `with` statement inside, as `ClassTexts` does.
+would compute blocks again in the backward pass, when the hooks are gone. To save memory, checkpoint a
+function that has the `with` statement inside, as `ClassTexts` does.
 """
 
 from __future__ import annotations
