@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from clipkit.heads.features import cosine_logits, unit_features
 from clipkit.prompts.class_texts import ClassTexts
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ class Head(nn.Module, ABC):
 
     def image_features(self, model: DualEncoder, images: Tensor) -> Tensor:
         """(B, 3, H, W) images, as `DualEncoder.encode_image` takes them -> (B, D) fp32, L2-normalised."""
-        return F.normalize(model.encode_image(images).float(), dim=-1)
+        return unit_features(model.encode_image(images))
 
     @abstractmethod
     def text_features(self, model: DualEncoder, texts: ClassTexts) -> Tensor:
@@ -110,23 +111,6 @@ class Head(nn.Module, ABC):
 
     def load_training_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Take what `training_tensors` gave."""
-
-
-def cosine_logits(model: DualEncoder, image_features: Tensor, text_features: Tensor) -> Tensor:
-    """Cosines times the model's scale, in fp32 under autocast too: bf16 has steps of 0.5 near 100.
-
-    Args:
-        model: whose `logit_scale` is taken.
-        image_features: (B, D), L2-normalised.
-        text_features: (C, D), L2-normalised, or (B, C, D) for each image.
-
-    Returns:
-        (B, C) fp32.
-    """
-    with torch.autocast(image_features.device.type, enabled=False):
-        images, texts = image_features.float(), text_features.float()
-        cosines = images @ texts.T if texts.ndim == 2 else torch.einsum("bd,bcd->bc", images, texts)
-        return model.logit_scale.float().exp() * cosines
 
 
 def frozen_text_features(model: DualEncoder, texts: ClassTexts) -> Tensor:

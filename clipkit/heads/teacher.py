@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from clipkit.heads.base import Head, cosine_logits, frozen_text_features
+from clipkit.heads.base import Head, frozen_text_features
+from clipkit.heads.features import cosine_logits, unit_features
 from clipkit.prompts.class_texts import class_texts
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class Teacher:
     def logits(self, images: Tensor, text_features: Tensor) -> Tensor:
         """Scores (B, C) fp32 of images (B, 3, H, W) for the classes of `text_features` (C, D)."""
         if self.head is None:
-            features = F.normalize(self.model.encode_image(images).float(), dim=-1)
+            features = unit_features(self.model.encode_image(images))
         else:
             features = self.head.image_features(self.model, images)
         return cosine_logits(self.model, features, text_features)

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from clipkit.heads.features import unit_features
 from clipkit.packed_texts import Packed, batches, can_pack, encode_packed, pack, plan_rows, repeated
 from clipkit.prompts.slots import text_slots
 from clipkit.text_towers import encode_text, needed_lengths
@@ -68,7 +68,7 @@ class ClassTexts:
                 for texts in batches_of_texts
             ]
             features = torch.cat(parts)
-        return F.normalize(features.float(), dim=-1)
+        return unit_features(features)
 
     def encode_for_each(self, model: DualEncoder, prompts: Tensor) -> Tensor:
         """Features of the classes for each of B images, whose prompts stand before the first block.
@@ -102,7 +102,7 @@ class ClassTexts:
             _run(encode, model, rows, [some.repeat_interleave(count, dim=0)], len(jobs) > 1)
             for encode, rows, count, some in jobs
         ]
-        return F.normalize(self._by_image(parts, groups, len(prompts)).float(), dim=-1)
+        return unit_features(self._by_image(parts, groups, len(prompts)))
 
     @property
     def num_columns(self) -> int:
@@ -121,7 +121,7 @@ class ClassTexts:
         """(B, C, D) of parts that hold some images with one of the groups of texts each, image by image."""
         joined = torch.cat(list(parts))
         sizes = [num_images * len(group) for group in groups]
-        columns = [part.unflatten(0, (num_images, -1)) for part in torch.split(joined, sizes)]
+        columns = [part.reshape(num_images, -1, part.shape[1]) for part in torch.split(joined, sizes)]
         features = torch.cat(columns, dim=1)
         return features[:, self._order(features.device)] if self.packed else features
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor, nn
 
-from clipkit.heads.base import Head, cosine_logits
+from clipkit.heads.base import Head
+from clipkit.heads.features import cosine_logits, full_precision
 from clipkit.prompts.class_texts import ClassTexts, class_texts
 from clipkit.prompts.context import context_vectors
 from clipkit.prompts.deep import check_count
@@ -73,5 +74,5 @@ class Cocoop(Head):
         return torch.cat([self._logits(model, some, texts) for some in torch.split(image_features, at_once)])
 
     def _logits(self, model: DualEncoder, image_features: Tensor, texts: ClassTexts) -> Tensor:
-        prompts = self.context + self.meta_net(image_features).float()[:, None]
+        prompts = self.context + full_precision(self.meta_net(image_features))[:, None]
         return cosine_logits(model, image_features, texts.encode_for_each(model, prompts))

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from clipkit.heads.base import Head
+from clipkit.heads.features import unit_features
 from clipkit.prompts.class_texts import ClassTexts, class_texts
 from clipkit.prompts.context import random_vectors, word_vectors
 from clipkit.prompts.slots import image_slots
@@ -49,7 +49,7 @@ class DeepPrompts(Head):
     def image_features(self, model: DualEncoder, images: Tensor) -> Tensor:
         """See `Head`."""
         with image_slots(model.model, self.image_prompts()):
-            return F.normalize(model.encode_image(images).float(), dim=-1)
+            return unit_features(model.encode_image(images))
 
 
 def first_text_prompts(model: DualEncoder, count: int, width: int) -> nn.Parameter:

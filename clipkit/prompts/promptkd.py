@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clipkit.heads.base import Batch
+from clipkit.heads.features import full_precision, unit_features
 from clipkit.prompts.class_texts import ClassTexts, bare_names
 from clipkit.prompts.slots import image_slots
 from clipkit.prompts.vpt import Vpt, VptConfig
@@ -110,8 +111,8 @@ class PromptKd(Vpt):
         if self.training and len(images) < 2:
             raise ValueError("promptkd trains on at least 2 images at a time, got 1: leave out short batches")
         with image_slots(model.model, list(self.prompts)):
-            features = model.encode_image(images).float()
-        return F.normalize(self.projector(features).float(), dim=-1)
+            features = full_precision(model.encode_image(images))
+        return unit_features(self.projector(features))
 
     def loss(self, model: DualEncoder, batch: Batch, texts: ClassTexts) -> Tensor:
         """`weight` times `distillation_loss` of the teacher's scores; labels are not read. See `Head`."""

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from clipkit.evaluation import class_features
-from clipkit.heads.base import Batch, cosine_logits
+from clipkit.heads.base import Batch
+from clipkit.heads.features import cosine_logits, unit_features
 from clipkit.prompts.class_texts import ClassTexts
 from clipkit.prompts.ivlp import Ivlp, IvlpConfig
 from clipkit.templates import load_templates
@@ -65,7 +66,7 @@ class PromptSrc(Ivlp):
         images, classes = self.image_features(model, batch["image"]), self.text_features(model, texts)
         logits = cosine_logits(model, images, classes)
         with torch.no_grad():
-            frozen_images = F.normalize(model.encode_image(batch["image"]).float(), dim=-1)
+            frozen_images = unit_features(model.encode_image(batch["image"]))
             frozen_classes = template_features(model, texts)
             frozen_logits = cosine_logits(model, frozen_images, frozen_classes)
         config: PromptSrcConfig = self.config

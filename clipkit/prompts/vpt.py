@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from clipkit.heads.base import Head, frozen_text_features
+from clipkit.heads.features import unit_features
 from clipkit.prompts.class_texts import ClassTexts, class_texts
 from clipkit.prompts.context import random_vectors
 from clipkit.prompts.deep import TEMPLATE, check_count
@@ -58,4 +58,4 @@ class Vpt(Head):
     def image_features(self, model: DualEncoder, images: Tensor) -> Tensor:
         """See `Head`."""
         with image_slots(model.model, list(self.prompts)):
-            return F.normalize(model.encode_image(images).float(), dim=-1)
+            return unit_features(model.encode_image(images))
