@@ -13,6 +13,7 @@ TEXT = {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "lay
 WORDS = {**TEXT, "vocab_size": 500}
 TIMM = {"timm_proj": "linear", "image_size": 32}
 FULL = {"no_causal_mask": True, "pool_type": "last", "proj_bias": True}
+BERT = {"context_length": 16, "hf_proj_type": "linear", "hf_pooler_type": "mean_pooler"}
 ATTENTION = {"attentional_pool": True, "attn_pooler_queries": 4, "attn_pooler_heads": 2}
 
 VISION = {
@@ -30,11 +31,7 @@ TEXTS = {
     "causal, custom": ({**TEXT, "pool_type": "eos", "eos_id": 49407}, {"custom_text": True}, None),
     "full": ({**WORDS, **FULL}, {"custom_text": True}, (None, 1, 1)),
     "class embedding": ({**WORDS, "embed_cls": True}, {"custom_text": True}, (2, 499, 0)),
-    "bert": (
-        {"context_length": 16, "hf_proj_type": "linear", "hf_pooler_type": "mean_pooler"},
-        {},
-        (2, 3, 0),
-    ),
+    "bert": (BERT, {}, (2, 3, 0)),
 }
 MODELS = {
     "clip": ("class token", "causal"),

@@ -57,7 +57,7 @@ def folder(tmp_path_factory):  # type: ignore[no-untyped-def]
 @pytest.fixture(scope="module", params=MODELS)
 def model(request, folder):  # type: ignore[no-untyped-def]
     vision, text = MODELS[request.param]
-    return make_model(vision, text, folder=folder)
+    return make_model(vision, text, folder=folder, embed_dim=64)
 
 
 def make_head(name, model):  # type: ignore[no-untyped-def]

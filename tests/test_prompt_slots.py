@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import ExitStack
 
 import prompt_oracle
 import pytest
@@ -80,11 +81,17 @@ def test_a_tower_is_as_it_was_after_its_slots(vision, text, folder):  # type: ig
     tokens, images = model.tokenizer(SENTENCES), pictures(torch.float32)
     before = model.encode_image(images), model.encode_text(tokens)
     width = image_parts(model.model).width
-    with pytest.raises(KeyError, match="inside"), image_slots(model.model, [torch.ones(2, width)] * 2):
-        with text_slots(model.model, [torch.ones(2, 16)] * 2, torch.tensor([1, 2])):
+
+    def fail_inside():  # type: ignore[no-untyped-def]
+        with ExitStack() as stack:
+            stack.enter_context(image_slots(model.model, [torch.ones(2, width)] * 2))
+            stack.enter_context(text_slots(model.model, [torch.ones(2, 16)] * 2, torch.tensor([1, 2])))
             assert not torch.equal(model.encode_image(images), before[0])
             assert not torch.equal(model.encode_text(tokens), before[1])
             raise KeyError("inside")
+
+    with pytest.raises(KeyError, match="inside"):
+        fail_inside()
     assert torch.equal(model.encode_image(images), before[0])
     assert torch.equal(model.encode_text(tokens), before[1])
     hooks = [(m._forward_hooks, m._forward_pre_hooks) for m in model.modules()]
@@ -130,11 +137,9 @@ def test_prompts_that_do_not_fit_are_refused():  # type: ignore[no-untyped-def]
     with pytest.raises(ValueError, match="depth must be 1 to 3 for the towers of this model, got 4"):
         checked_depth(4, text)
     with pytest.raises(ValueError, match="the image tower has 3 blocks, got prompts for 4"):
-        with image_slots(model.model, [torch.zeros(2, 24)] * 4):
-            pass
+        image_slots(model.model, [torch.zeros(2, 24)] * 4).__enter__()
     with pytest.raises(ValueError, match=r"text prompts must all be M x 16, got \[\(2, 24\)\]"):
-        with text_slots(model.model, [torch.zeros(2, 24)], torch.tensor([1, 2])):
-            pass
+        text_slots(model.model, [torch.zeros(2, 24)], torch.tensor([1, 2])).__enter__()
 
 
 def words_only(start, end, pad, **layout):  # type: ignore[no-untyped-def]
