@@ -1,8 +1,10 @@
 """Small models of every kind that prompts attach to, frozen, and a tokenizer whose layout can be chosen."""
 
+import functools
 import re
 
 import torch
+from open_clip.tokenizer import SimpleTokenizer
 
 from clipkit.architecture import build
 from clipkit.dual_encoder import DualEncoder
@@ -76,9 +78,13 @@ def make_model(vision="class token", text="causal", *, folder=None, seed=0, **se
     for name, parameter in model.named_parameters():
         if name.endswith("gamma"):  # layer scales begin so small that no prompt is felt
             torch.nn.init.ones_(parameter)
-    if layout is not None:
-        model._tokenizer = WordTokenizer(*layout)
+    model._tokenizer = _open_clip_tokenizer() if layout is None else WordTokenizer(*layout)
     return model.eval().requires_grad_(False)
+
+
+@functools.cache
+def _open_clip_tokenizer():
+    return SimpleTokenizer(context_length=16)
 
 
 def _bert_config(folder):
