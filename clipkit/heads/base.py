@@ -116,6 +116,6 @@ class Head(nn.Module, ABC):
 def frozen_text_features(model: DualEncoder, texts: ClassTexts) -> Tensor:
     """Features of the texts of classes in the model as it is: (C, D), L2-normalised; computed once."""
     if "plain" not in texts.frozen:
-        with torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad():  # training may use them after an evaluation
             texts.frozen["plain"] = texts.encode(model, ())
     return texts.frozen["plain"].to(model.logit_scale.device)

@@ -7,7 +7,7 @@ are not computed. Other towers read their texts whole.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -83,26 +83,30 @@ class ClassTexts:
         Returns:
             (B, C, D), L2-normalised, in fp32.
         """
-        jobs: list[tuple[Any, Any, int, Tensor]]
+        size = sum(rows.tokens.numel() for rows in self.packed) or len(self.names) * self.num_columns
+        recompute = len(prompts) * size > TOKENS_PER_BATCH
         if self.packed:
-            jobs = [
-                (self._encode_packed, repeated(rows, len(some)), len(rows.tokens), some)
-                for rows in self.packed
-                for some in torch.split(prompts, max(1, TOKENS_PER_BATCH // rows.tokens.numel()))
-            ]
             groups = [rows.texts for rows in self.packed]
+            jobs: Iterator[tuple[Any, Any, Tensor]] = self._packed_jobs(prompts)
         else:
             groups = list(torch.split(torch.arange(len(self.names)), self._texts_per_batch))
-            jobs = [
-                (self._encode_plain, texts.repeat(len(some)), len(texts), some)
-                for texts in groups
-                for some in torch.split(prompts, max(1, self._texts_per_batch // len(texts)))
-            ]
-        parts = [
-            _run(encode, model, rows, [some.repeat_interleave(count, dim=0)], len(jobs) > 1)
-            for encode, rows, count, some in jobs
-        ]
+            jobs = self._plain_jobs(prompts, groups)
+        parts = [_run(encode, model, texts, [own], recompute) for encode, texts, own in jobs]
         return unit_features(self._by_image(parts, groups, len(prompts)))
+
+    def _packed_jobs(self, prompts: Tensor) -> Iterator[tuple[Any, Packed, Tensor]]:
+        """How to encode, packed rows for some images, and the prompts of each row."""
+        for rows in self.packed:
+            for some in torch.split(prompts, max(1, TOKENS_PER_BATCH // rows.tokens.numel())):
+                own = some.repeat_interleave(len(rows.tokens), dim=0)
+                yield self._encode_packed, repeated(rows, len(some)), own
+
+    def _plain_jobs(self, prompts: Tensor, groups: Sequence[Tensor]) -> Iterator[tuple[Any, Tensor, Tensor]]:
+        """How to encode, texts for some images, and the prompts of each text."""
+        for texts in groups:
+            for some in torch.split(prompts, max(1, self._texts_per_batch // len(texts))):
+                own = some.repeat_interleave(len(texts), dim=0)
+                yield self._encode_plain, texts.repeat(len(some)), own
 
     @property
     def num_columns(self) -> int:

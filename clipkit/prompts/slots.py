@@ -85,9 +85,7 @@ def image_slots(model: Any, prompts: Sequence[Tensor]) -> Iterator[None]:
 def _keeping_activations(owner: nn.Module) -> Iterator[None]:
     """Activation checkpointing of open_clip, timm and transformers is off, while the context lasts."""
     flags = ("grad_checkpointing", "gradient_checkpointing")
-    active = [
-        (part, flag) for part in owner.modules() for flag in flags if getattr(part, flag, False) is True
-    ]
+    active = [(part, flag) for part in owner.modules() for flag in flags if vars(part).get(flag) is True]
     for part, flag in active:
         setattr(part, flag, False)
     try:
