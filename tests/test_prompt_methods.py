@@ -230,6 +230,21 @@ def test_every_method_trains_on_every_model(name, model):  # type: ignore[no-unt
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_heads_stay_in_full_precision_beside_towers_in_half(name):  # type: ignore[no-untyped-def]
+    losses = []
+    for dtype in (torch.float32, torch.float16):
+        model = make_model(embed_dim=64).to(dtype)
+        head = make_head(name, model)
+        texts = head.class_texts(model, NAMES)
+        loss = head.loss(model, batch_of(dtype), texts)
+        loss.backward()
+        assert loss.dtype == torch.float32
+        assert {parameter.grad.dtype for parameter in head.parameters()} == {torch.float32}
+        losses.append(float(loss.detach()))
+    assert losses[1] == pytest.approx(losses[0], rel=0.05)
+
+
 def test_image_prompts_on_a_resnet_are_refused():  # type: ignore[no-untyped-def]
     resnet = make_model({"layers": [1, 1, 1, 1], "width": 8, "image_size": 64})
     for name in ("vpt", "ivlp", "maple", "promptsrc", "promptkd"):

@@ -59,6 +59,36 @@ def test_text_slots_are_replaced_columns(text, depth, folder):  # type: ignore[n
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("kind", ["mt5", "xlm-roberta", "m2m_100"])
+def test_slots_in_transformers_towers_are_embeddings(kind, tmp_path):  # type: ignore[no-untyped-def]
+    """Prompts before the first block are what transformers makes of embeddings that hold them."""
+    from transformers import AutoConfig
+
+    sizes = {
+        "mt5": {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2},
+        "xlm-roberta": {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2},
+        "m2m_100": {"d_model": 16, "encoder_layers": 2, "decoder_layers": 1, "encoder_attention_heads": 2},
+    }
+    AutoConfig.for_model(kind, vocab_size=500, **sizes[kind]).save_pretrained(tmp_path)
+    text_cfg = {"context_length": 16, "hf_model_name": str(tmp_path), "hf_proj_type": "linear"}
+    model = make_model(text_cfg=text_cfg)
+    tower, prompts = model.model.text, vectors(2, 16).float()
+    padding = tower.config.pad_token_id
+    model._tokenizer = WordTokenizer(5, 6, padding)
+    tokens = model.tokenizer(SENTENCES)
+    embeddings = tower.transformer.get_input_embeddings()(tokens)
+    embeddings = torch.cat([embeddings[:, :1], prompts.expand(3, -1, -1), embeddings[:, 3:]], dim=1)
+    more = {}
+    if kind == "xlm-roberta":
+        more["position_ids"] = torch.where(tokens == padding, padding, padding + 1 + torch.arange(16))
+    mask = (tokens != padding).long()
+    output = tower.transformer(inputs_embeds=embeddings, attention_mask=mask, **more)
+    with text_slots(model.model, [prompts], torch.tensor([1, 2])):
+        close(model.encode_text(tokens), tower.proj(tower.pooler(output, mask)), 1e-6)
+    assert len(text_parts(model.model).blocks) == 2
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("vision", VISION)
 @pytest.mark.parametrize("depth", [0, 1, 3])
 def test_image_slots_are_tokens_behind_the_patches(vision, depth):  # type: ignore[no-untyped-def]
