@@ -38,7 +38,7 @@ NAMES = ("cat", "red fox", "fire truck", "foxglove")
 METHODS = {
     "coop": (Coop, CoopConfig(num_prompts=4)),
     "coop middle": (Coop, CoopConfig(num_prompts=3, class_position="middle")),
-    "coop specific": (Coop, CoopConfig(num_prompts=2, class_position="front", class_names=NAMES)),
+    "coop specific": (Coop, CoopConfig(num_prompts=2, class_position="front", class_specific=True)),
     "cocoop": (Cocoop, CocoopConfig()),
     "vpt": (Vpt, VptConfig(num_prompts=3, depth=2)),
     "ivlp": (Ivlp, IvlpConfig(num_text_prompts=2, num_image_prompts=3, depth=3)),
@@ -187,7 +187,7 @@ def vit_b_16():  # type: ignore[no-untyped-def]
         (Vpt, VptConfig(), 9 * 8 * 768),
         (Vpt, VptConfig(depth=1), 8 * 768),
         (Coop, CoopConfig(), 16 * 512),
-        (Coop, CoopConfig(class_names=NAMES), 4 * 16 * 512),
+        (Coop, CoopConfig(class_specific=True, class_names=NAMES), 4 * 16 * 512),
         (Cocoop, CocoopConfig(), 4 * 512 + (512 * 32 + 32) + (32 * 512 + 512)),
     ],
 )
@@ -278,8 +278,12 @@ def test_context_begins_as_words():  # type: ignore[no-untyped-def]
     words = model.model.token_embedding.weight[ids]
     assert torch.equal(Coop(model, CoopConfig(num_prompts=4, init="a photo of a")).context, words)
     assert torch.equal(Cocoop(model, CocoopConfig()).context, words)
-    own = Coop(model, CoopConfig(num_prompts=4, init="a photo of a", class_names=NAMES)).context
-    assert torch.equal(own, words.expand(4, -1, -1))
+    own = Coop(model, CoopConfig(num_prompts=4, init="a photo of a", class_specific=True))
+    own.prepare(model, NAMES)
+    assert torch.equal(own.context, words.expand(4, -1, -1))
+    stored = Coop(model, own.config)
+    stored.load_state_dict(own.state_dict())
+    assert stored.config.class_names == NAMES
     assert torch.equal(Maple(model, MapleConfig(depth=2)).prompts[0], words[:2])
 
 
@@ -302,6 +306,8 @@ def test_class_specific_vectors_follow_their_class():  # type: ignore[no-untyped
     torch.testing.assert_close(some, features[[2, 0]])
     with pytest.raises(ValueError, match="there are none for 'dog': name classes that were trained"):
         head.class_texts(model, ("cat", "dog"))
+    with pytest.raises(ValueError, match="set class_specific, or leave them out"):
+        CoopConfig(class_names=NAMES)
 
 
 def test_cocoop_in_chunks_is_cocoop_at_once(monkeypatch):  # type: ignore[no-untyped-def]

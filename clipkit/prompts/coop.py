@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -15,6 +16,7 @@ from clipkit.prompts.deep import check_count
 from clipkit.prompts.parts import text_parts
 
 if TYPE_CHECKING:
+    from clipkit.heads.teacher import Teacher
     from clipkit.model import DualEncoder
 
 
@@ -29,11 +31,17 @@ class CoopConfig:
     N(0, 0.02^2)."""
     class_position: Literal["end", "middle", "front"] = "end"
     """Where the class name stands among the vectors."""
+    class_specific: bool = False
+    """Whether each class has vectors of its own, instead of some that all share."""
     class_names: tuple[str, ...] = ()
-    """Class-specific vectors: the classes that have their own. Empty for vectors that all share."""
+    """The classes of class-specific vectors; `prepare` sets them."""
 
     def __post_init__(self) -> None:
         check_count("num_prompts", self.num_prompts)
+        if self.class_names and not self.class_specific:
+            raise ValueError(
+                "class_names are of class-specific vectors: set class_specific, or leave them out"
+            )
 
 
 class Coop(Head):
@@ -44,13 +52,21 @@ class Coop(Head):
 
     def __init__(self, model: DualEncoder, config: CoopConfig) -> None:
         super().__init__(config)
+        self.context = self._context(model)
+
+    def prepare(self, model: DualEncoder, names: Sequence[str], teacher: Teacher | None = None) -> None:
+        """Make the vectors of each class, if they are class-specific; see `Head`."""
+        if self.config.class_specific:
+            self.config = dataclasses.replace(self.config, class_names=tuple(names))
+            self.context = self._context(model)
+
+    def _context(self, model: DualEncoder) -> nn.Parameter:
+        count, num_classes = self.config.num_prompts, len(self.config.class_names)
         width = text_parts(model.model).width
-        self.context = context_vectors(model, config.init, config.num_prompts, width)
-        if config.class_names and not config.init:
-            self.context = random_vectors(len(config.class_names), config.num_prompts, width)
-        elif config.class_names:
-            words = self.context.detach()
-            self.context = nn.Parameter(words.repeat(len(config.class_names), 1, 1))
+        if num_classes and not self.config.init:
+            return random_vectors(num_classes, count, width)
+        context = context_vectors(model, self.config.init, count, width)
+        return nn.Parameter(context.detach().repeat(num_classes, 1, 1)) if num_classes else context
 
     def class_texts(self, model: DualEncoder, names: Sequence[str]) -> ClassTexts:
         """See `Head`.
@@ -58,8 +74,8 @@ class Coop(Head):
         Raises:
             ValueError: the vectors are class-specific and a name is none of their classes.
         """
-        known = self.config.class_names
-        unknown = [name for name in names if known and name not in known]
+        is_specific, known = self.config.class_specific, self.config.class_names
+        unknown = [name for name in names if is_specific and name not in known]
         if unknown:
             raise ValueError(
                 f"these context vectors are class-specific and there are none for {unknown[0]!r}: name "
@@ -76,7 +92,7 @@ class Coop(Head):
 
     def text_features(self, model: DualEncoder, texts: ClassTexts) -> Tensor:
         """See `Head`."""
-        if not self.config.class_names:
+        if not self.config.class_specific:
             return texts.encode(model, [self.context])
         rows = [self.config.class_names.index(name) for name in texts.names]
         return texts.encode(model, [self.context[rows]])
