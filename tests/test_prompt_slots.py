@@ -10,6 +10,7 @@ import pytest
 import torch
 from prompt_models import TEXTS, VISION, WordTokenizer, make_model
 
+from clipkit import packed_texts
 from clipkit.packed_texts import Packed, repeated
 from clipkit.prompts import class_texts as class_texts_module
 from clipkit.prompts.class_texts import class_texts, start_column, word_ids
@@ -281,12 +282,14 @@ def test_packed_texts_are_the_plain_ones(monkeypatch):  # type: ignore[no-untype
 def test_prompts_for_each_image(text, folder, monkeypatch):  # type: ignore[no-untyped-def]
     """As image by image, however few tokens are encoded at once; gradients too."""
     model = make_model(text=text, folder=folder)
+    monkeypatch.setattr(packed_texts, "ROW_TOKENS", 12)
     first = vectors(3, 2, 16).float()
     target = vectors(3, len(NAMES), 20, seed=9).float()
     results = []
     for tokens_per_batch in (None, 4096, 60, 1):
         monkeypatch.setattr(class_texts_module, "TOKENS_PER_BATCH", tokens_per_batch or 4096)
         texts = class_texts(model, NAMES, "{c}.", 2, insert=True)
+        assert all(len(rows.tokens) > 1 for rows in texts.packed if tokens_per_batch == 4096)
         prompts = first.clone().requires_grad_()
         if tokens_per_batch is None:
             features = torch.stack([texts.encode(model, [own]) for own in prompts])
