@@ -11,12 +11,10 @@ from torch import Tensor
 from clipkit.heads.base import Head, frozen_text_features
 from clipkit.heads.features import cosine_logits, unit_features
 from clipkit.prompts.class_texts import class_texts
+from clipkit.prompts.deep import TEMPLATE
 
 if TYPE_CHECKING:
     from clipkit.model import DualEncoder
-
-TEMPLATE = "a photo of a {c}."
-"""The text of a class for a teacher without a head."""
 
 
 class Teacher:
@@ -38,7 +36,7 @@ class Teacher:
 
     @torch.no_grad()
     def text_features(self, names: Sequence[str]) -> Tensor:
-        """(C, D) fp32, L2-normalised."""
+        """(C, D) fp32, L2-normalised; without a head, of "a photo of a {c}."."""
         if self.head is None:
             return frozen_text_features(self.model, class_texts(self.model, names, TEMPLATE, 0))
         return self.head.text_features(self.model, self.head.class_texts(self.model, names))
