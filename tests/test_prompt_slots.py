@@ -158,6 +158,9 @@ def test_towers_without_slots_are_refused():  # type: ignore[no-untyped-def]
     conv = make_model({"timm_model_name": "resnet10t", "timm_proj": "linear", "image_size": 64})
     with pytest.raises(ValueError, match="this image tower is a ResNet"):
         image_parts(conv.model)
+    rotary = {"timm_model_name": "eva02_tiny_patch14_224", "timm_proj": "linear", "image_size": 28}
+    with pytest.raises(ValueError, match="this image tower is a Eva"):
+        image_parts(make_model(rotary).model)
 
 
 def test_prompts_that_do_not_fit_are_refused():  # type: ignore[no-untyped-def]

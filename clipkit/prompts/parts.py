@@ -91,7 +91,7 @@ def _batch_first(transformer: Any) -> tuple[nn.Module, ...]:
 
 
 def _is_plain_timm(trunk: Any) -> bool:
-    """Whether a timm trunk is a VisionTransformer whose blocks take any number of tokens."""
+    """Whether a timm trunk is a VisionTransformer, whose blocks take any number of tokens."""
     from timm.models import VisionTransformer
 
-    return isinstance(trunk, VisionTransformer) and getattr(trunk, "rope", None) is None
+    return isinstance(trunk, VisionTransformer)
