@@ -13,7 +13,8 @@ from prompt_models import TEXTS, VISION, WordTokenizer, make_model
 from clipkit import packed_texts
 from clipkit.packed_texts import Packed, repeated
 from clipkit.prompts import class_texts as class_texts_module
-from clipkit.prompts.class_texts import class_texts, start_column, word_ids
+from clipkit.prompts.class_texts import class_texts
+from clipkit.prompts.class_tokens import start_column, word_ids
 from clipkit.prompts.parts import checked_depth, image_parts, text_parts
 from clipkit.prompts.slots import image_slots, text_slots
 
@@ -258,6 +259,7 @@ def test_templates_and_tokenizers_without_room_for_slots():  # type: ignore[no-u
         class_texts(model, NAMES, "a {c}", 2)
     with pytest.raises(ValueError, match="this one pads on the left: use tip-adapter"):
         class_texts(words_only(2, 3, 0, left=True), NAMES, TEMPLATE, 2)
+    assert class_texts(words_only(2, 3, 0, left=True), NAMES, TEMPLATE, 0).positions.shape == (4, 0)
 
 
 def test_packed_texts_are_the_plain_ones(monkeypatch):  # type: ignore[no-untyped-def]

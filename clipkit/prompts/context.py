@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from clipkit.prompts.class_texts import start_column, word_ids
+from clipkit.prompts.class_tokens import start_column, word_ids
 from clipkit.prompts.parts import text_parts
 
 if TYPE_CHECKING:
