@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,9 @@ from clipkit.preprocess import (
 from clipkit.tokenizers import build_tokenizer, tokenizer_facts
 from clipkit.tower_pair import TowerPair
 
+if TYPE_CHECKING:
+    from clipkit.heads.adapted import AdaptedEncoder
+
 
 class DualEncoder(TowerPair):
     """An image tower and a text tower with a joint space (CLIP, arXiv:2103.00020; SigLIP, 2303.15343).
@@ -35,6 +38,8 @@ class DualEncoder(TowerPair):
 
     image_mean: Tensor
     image_std: Tensor
+    directory: Path | None = None
+    """The model directory that `load` read; its heads belong to these weights."""
 
     def __init__(
         self,
@@ -185,6 +190,25 @@ class DualEncoder(TowerPair):
         """Last-layer patch tokens in the joint space; see `clipkit.towers.project_tokens`."""
         self._require("image")
         return towers.project_tokens(self.model, tokens)
+
+    def with_head(self, name: str, *, model_dir: str | Path | None = None) -> AdaptedEncoder:
+        """This model with a head that `clipkit adapt` made.
+
+        Args:
+            name: of the head, in `heads/` of the model directory.
+            model_dir: the directory, by default the one that the model was loaded from.
+
+        Raises:
+            FileNotFoundError: there is no such head; the nearest is named.
+            ValueError: it belongs to other weights, is damaged, or the model was loaded from no directory.
+        """
+        from clipkit.heads.adapted import AdaptedEncoder
+        from clipkit.heads.files import read_head
+
+        folder = self.directory if model_dir is None else Path(model_dir)
+        if folder is None:
+            raise ValueError("heads lie in a model directory: load the model from one, or give model_dir")
+        return AdaptedEncoder(self, read_head(folder, name, self))
 
     def save(
         self,

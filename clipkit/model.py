@@ -78,6 +78,7 @@ def load(
         provenance={"source": found.origin},
         stored_id=found.record["model_id"] if found.record else None,
     )
+    encoder.directory = found.directory
     if found.record and encoder.has_text:
         _check_tokenizer(encoder, found)
     if image_size is not None and encoder.has_image:

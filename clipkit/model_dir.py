@@ -61,6 +61,7 @@ def write_model_dir(path: Path, contents: ModelContents) -> str:
     config = {"model_cfg": dict(contents.model_cfg), "preprocess_cfg": _preprocess_cfg(contents.preprocess)}
     record = _record(contents, tensors)
     heads = _kept_heads(path, record["model_id"])
+    record["heads"] = sorted(head.stem for head in heads if head.suffix == ".json")
     with replacing_directory(path) as folder:
         try:
             save_file(tensors, folder / WEIGHTS_NAME, metadata={"format": "pt"})
@@ -131,7 +132,8 @@ def _kept_heads(path: Path, identity: str) -> list[Path]:
         return []
     if not (path / CONFIG_NAME).is_file():
         raise ValueError(f"{path} is not empty and no model directory: choose another path")
-    heads = sorted((path / HEADS_NAME).glob("*"))
+    # States of trainings that were cut are hidden, and stay behind.
+    heads = sorted(head for head in (path / HEADS_NAME).glob("*") if not head.name.startswith("."))
     if heads and read_json(path / RECORD_NAME).get("model_id") != identity:
         raise ValueError(f"{path / HEADS_NAME} holds heads made for other weights: save to another path")
     return heads

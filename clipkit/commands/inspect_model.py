@@ -25,11 +25,11 @@ def facts(path: Path) -> dict[str, Any]:
         ValueError: the weights or the configuration were changed after saving.
         FileNotFoundError: a part of the directory is missing.
     """
+    from clipkit.heads.files import head_names
     from clipkit.resolve import resolve
 
     model = resolve(path)
     record = model.record or {}
-    heads = path / "heads"
     return {
         "path": str(path),
         "model_id": record.get("model_id"),
@@ -39,7 +39,7 @@ def facts(path: Path) -> dict[str, Any]:
         "preprocessing": dict(model.preprocess_cfg),
         "tokenizer": record.get("tokenizer"),
         "parameters": _count_parameters(model.weights),
-        "heads": sorted(head.stem for head in heads.glob("*.safetensors")) if heads.is_dir() else [],
+        "heads": head_names(path),
         "provenance": record.get("provenance"),
     }
 

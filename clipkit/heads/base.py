@@ -49,6 +49,32 @@ class Head(nn.Module, ABC):
         super().__init__()
         self.config = config
 
+    @classmethod
+    def restore(
+        cls,
+        model: DualEncoder,
+        config: Mapping[str, Any],
+        facts: Mapping[str, Any],
+        tensors: Mapping[str, Tensor],
+    ) -> Head:
+        """A trained head from what was stored of it; for methods whose shapes depend on data to override.
+
+        Args:
+            model: that it was trained beside.
+            config: the stored fields of `Config`.
+            facts: all that the head's file says.
+            tensors: its state dict.
+
+        Raises:
+            ValueError: settings that do not exist.
+            RuntimeError: the tensors are not those of such a head.
+        """
+        from clipkit.heads.methods import build_head
+
+        head = build_head(cls.method, model, config)
+        head.load_state_dict(dict(tensors), strict=True)
+        return head
+
     def prepare(self, model: DualEncoder, names: Sequence[str], teacher: Teacher | None = None) -> None:
         """Called once before training, before an optimizer sees the parameters.
 
