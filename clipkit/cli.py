@@ -13,6 +13,10 @@ from cyclopts.exceptions import CycloptsError
 from clipkit.version import __version__
 
 COMMANDS = {
+    "adapt": (
+        "clipkit.training.adapt.cli:app",
+        "Teach a frozen model classes from a few labelled images of each: MaPLe, CoOp and others.",
+    ),
     "classify": (
         "clipkit.zeroshot.cli:app",
         "What is in pictures, by the names or by descriptions of classes, and why.",

@@ -1,4 +1,4 @@
-"""Labelled images in three parts, for learning from a few: the published split files, and splits of folders."""
+"""Labelled images in three parts, to learn from a few: the published split files, and splits of folders."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from clipkit.json_files import read_json
 PARTS = ("train", "val", "test")
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp")
 TRAIN_FRACTION, VAL_FRACTION = 0.5, 0.2
-"""Of each class's images, where a folder says nothing else (CoOp, arXiv:2109.01134); the rest is for tests."""
+"""Of each class of a folder that says nothing else (CoOp, arXiv:2109.01134); the rest is for tests."""
 MAX_VALIDATION_SHOTS = 4
 
 Item = tuple[Path, int]

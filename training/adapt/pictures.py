@@ -1,0 +1,101 @@
+"""The images of an adaptation: random views of them to train on, or their features once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from clipkit.augment import AugmentConfig
+from clipkit.data.class_splits import LabelledFiles
+from clipkit.data.evaluation import build_eval_loader
+from clipkit.data.problems import SampleError
+from clipkit.dual_encoder import DualEncoder
+from clipkit.heads.base import Batch, Head
+from clipkit.images import ImageError, decode_image
+
+from .seeds import seed_of
+
+
+@dataclass(frozen=True)
+class Readable:
+    """Images that decode, and why the others do not."""
+
+    files: LabelledFiles
+    unreadable: dict[str, str]
+    """Reasons by place."""
+
+
+def readable(files: LabelledFiles) -> Readable:
+    """Leave out images that cannot be decoded.
+
+    Raises:
+        ValueError: a class has none left.
+    """
+    kept, unreadable = [], {}
+    for number in range(len(files)):
+        try:
+            decode_image(files.read(number).image)
+            kept.append(number)
+        except (SampleError, ImageError) as error:
+            unreadable[files.where(number)] = error.reason
+    rest = files.rows(torch.tensor(kept, dtype=torch.int64))
+    names = files.classnames or ()
+    lost = sorted(set(files.labels.tolist()) - set(rest.labels.tolist()))
+    if lost:
+        raise ValueError(
+            f"no image of class {names[lost[0]]!r} can be read: {next(iter(unreadable.items()))}; replace them"
+        )
+    return Readable(rest, unreadable)
+
+
+class RandomViews:
+    """Batches of augmented images; a view is a function of seed, epoch and image, whatever the rank."""
+
+    def __init__(self, model: DualEncoder, files: LabelledFiles, augment: AugmentConfig, seed: int) -> None:
+        self._files, self._seed = files, seed
+        self._transform = model.preprocess(train=True, augment=augment)
+        self._device = model.logit_scale.device
+
+    def batch(self, epoch: int, rows: Sequence[int]) -> Batch:
+        """`image` (b, 3, H, W) and `label` (b,) of images `rows`, on the model's device."""
+        images = []
+        with torch.random.fork_rng(devices=[]):
+            for row in rows:
+                torch.manual_seed(seed_of(self._seed, epoch, row))
+                images.append(self._transform(decode_image(self._files.read(row).image)))
+        labels = self._files.labels[list(rows)]
+        return {"image": torch.stack(images).to(self._device), "label": labels.to(self._device)}
+
+
+class FrozenFeatures:
+    """Batches of features of whole images, computed once: for heads that leave the image tower alone."""
+
+    def __init__(
+        self, model: DualEncoder, head: Head, files: LabelledFiles, precision: torch.autocast
+    ) -> None:
+        self._features = image_features(model, head, files, precision)[0]
+        self._labels = files.labels.to(self._features.device)
+
+    def batch(self, epoch: int, rows: Sequence[int]) -> Batch:
+        """`image_features` (b, D) and `label` (b,) of images `rows`."""
+        return {"image_features": self._features[list(rows)], "label": self._labels[list(rows)]}
+
+
+@torch.no_grad()
+def image_features(
+    model: DualEncoder, head: Head, files: LabelledFiles, precision: torch.autocast
+) -> tuple[Tensor, Tensor, int]:
+    """Features (N, D) with labels (N,) of the images that can be read, and how many cannot."""
+    device = model.logit_scale.device
+    loader = build_eval_loader(files, transform=model.preprocess(), batch_size=64, rank=0, world_size=1)
+    features, labels = [], []
+    for batch in loader:
+        with precision:
+            features.append(head.image_features(model, batch["image"].to(device)))
+        labels.append(batch["label"].to(device))
+    if not features:
+        raise ValueError(f"no image of the part {files.name} can be read")
+    return torch.cat(features), torch.cat(labels), len(loader.skips())
