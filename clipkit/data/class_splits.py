@@ -122,7 +122,7 @@ def few_shot(labels: Tensor, shots: int, seed: int) -> Tensor:
     """
     generator = torch.Generator().manual_seed(seed)
     drawn = []
-    for label in labels.unique().tolist():
+    for label in sorted(set(labels.tolist())):
         rows = (labels == label).nonzero()[:, 0]
         order = torch.randperm(len(rows), generator=generator)
         drawn.append(rows[order[: shots or None]])

@@ -75,7 +75,7 @@ def adapt(model: Path, *, options: Annotated[AdaptOptions, Parameter(name="*")])
     from clipkit import distributed
 
     from ..interrupt import EXIT_INTERRUPTED
-    from .loop import AdaptJob, Interrupted
+    from .loop import AdaptInterruptedError, AdaptJob
     from .loop import adapt as run
 
     recipe, recipe_name = _recipe(options)
@@ -95,7 +95,7 @@ def adapt(model: Path, *, options: Annotated[AdaptOptions, Parameter(name="*")])
     )
     try:
         facts = run(job)
-    except Interrupted as error:
+    except AdaptInterruptedError as error:
         print(error, file=sys.stderr)
         return EXIT_INTERRUPTED
     if distributed.local_rank() == 0:
@@ -109,7 +109,7 @@ def _recipe(options: AdaptOptions) -> tuple[Any, str]:
 
     from clipkit.heads.methods import method_class
 
-    from .recipes import read_recipe
+    from .recipe import read_recipe
 
     if options.method is not None:
         method_class(options.method)
@@ -137,6 +137,7 @@ def _shown(facts: dict[str, Any], name: str) -> str:
     )
     for part, found in facts["accuracy"].items():
         lines.append(
-            f"accuracy, {part}: zero-shot {100 * found['before']:.1f} %, with the head {100 * found['after']:.1f} %"
+            f"accuracy, {part}: zero-shot {100 * found['before']:.1f} %, "
+            f"with the head {100 * found['after']:.1f} %"
         )
     return "\n".join(lines)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from clipkit.prompts.class_texts import ClassTexts
 from ..interrupt import Interrupt
 from .accuracy import before_and_after
 from .pictures import FrozenFeatures, RandomViews, readable
-from .recipes import Recipe
+from .recipe import Recipe
 from .schedule import learning_rate
 from .seeds import seed_of
 from .state import TrainState
@@ -55,7 +56,7 @@ class AdaptJob:
     quiet: bool = False
 
 
-class Interrupted(Exception):
+class AdaptInterruptedError(Exception):
     """The training was asked to stop, and has saved its state."""
 
 
@@ -65,7 +66,7 @@ def adapt(job: AdaptJob) -> dict[str, Any]:
     Raises:
         ValueError: a mistake in the request, in one line.
         OSError: something cannot be read or written.
-        Interrupted: by SIGINT or SIGTERM; the same call goes on.
+        AdaptInterruptedError: by SIGINT or SIGTERM; the same call goes on.
     """
     check_head_name(job.name)
     if not (job.model / CONFIG_NAME).is_file():
@@ -152,7 +153,9 @@ class _Training:
                     if is_main:
                         self._save(step)
                 if stop and step < total:
-                    raise Interrupted(f"stopped at step {step} of {total}; the same command goes on")
+                    raise AdaptInterruptedError(
+                        f"stopped at step {step} of {total}; the same command goes on"
+                    )
         self.seconds += time.monotonic() - began
         self.head.finish()
         return self._store(step)
@@ -166,7 +169,8 @@ class _Training:
         if own:
             with self.precision:
                 loss = self.head.loss(self.model, views.batch(epoch, own), texts)
-            self.scaler.scale(loss * (len(own) / len(rows))).backward()
+            scaled: Any = self.scaler.scale(loss * (len(own) / len(rows)))
+            scaled.backward()
             self.loss = float(loss.detach())
         if distributed.is_distributed():
             for parameter in self.head.parameters():
@@ -177,10 +181,10 @@ class _Training:
         self.scaler.update()
 
     def _batches(self, first_step: int) -> Iterator[tuple[int, list[int]]]:
-        """(epoch, rows) of each step from `first_step` on; rows that fill no batch are left out, as published."""
+        """(epoch, rows) of each step from `first_step` on; rows that fill no batch are left out."""
         for epoch in range(first_step // self.steps_per_epoch, self.num_epochs):
             generator = torch.Generator().manual_seed(seed_of(self.job.seed, epoch))
-            order = torch.randperm(len(self.files), generator=generator).split(self.batch_size)
+            order = torch.split(torch.randperm(len(self.files), generator=generator), self.batch_size)
             begin = max(0, first_step - epoch * self.steps_per_epoch)
             for number in range(begin, self.steps_per_epoch):
                 # Methods that draw in their loss draw the same whether or not the training was cut.
@@ -216,17 +220,18 @@ class _Training:
     def _key(self) -> dict[str, Any]:
         """What must be equal for an unfinished training to go on."""
         job = self.job
+        images = [self.files.where(row) for row in range(len(self.files))]
         return {
             **dataclasses.asdict(self.recipe),
             "model id": self.model_id,
             "data": job.data,
-            "images": [self.files.where(row) for row in range(len(self.files))],
             "classes": list(self.names),
             "seed": job.seed,
             "split": job.split,
             "precision": job.precision,
             "teacher": [job.teacher, job.teacher_head],
             "ranks": distributed.world_size(),
+            "images (hash)": hashlib.sha256("\n".join(images).encode()).hexdigest()[:16],
         }
 
     def _save(self, step: int) -> None:

@@ -46,9 +46,14 @@ def readable(files: LabelledFiles) -> Readable:
     lost = sorted(set(files.labels.tolist()) - set(rest.labels.tolist()))
     if lost:
         raise ValueError(
-            f"no image of class {names[lost[0]]!r} can be read: {next(iter(unreadable.items()))}; replace them"
+            f"no image of class {names[lost[0]]!r} can be read, such as {_first(unreadable)}: replace them"
         )
     return Readable(rest, unreadable)
+
+
+def _first(unreadable: dict[str, str]) -> str:
+    place, reason = next(iter(unreadable.items()))
+    return f"{place} ({reason})"
 
 
 class RandomViews:

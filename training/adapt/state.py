@@ -36,7 +36,7 @@ class TrainState:
             reason = str(error).splitlines()[0]
             raise ValueError(f"{path} is damaged ({reason}): --overwrite begins again") from None
         then = state["key"]
-        changed = [name for name in sorted(key.keys() | then.keys()) if key.get(name) != then.get(name)]
+        changed = [name for name in {**key, **then} if key.get(name) != then.get(name)]
         if changed:
             raise ValueError(
                 f"{self.folder} is an unfinished training with {changed[0]} {then.get(changed[0])!r}, got "

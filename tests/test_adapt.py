@@ -1,0 +1,132 @@
+"""`clipkit adapt`: training, resuming, ranks, mistakes."""
+
+import json
+import multiprocessing
+
+import adapt_jobs
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from small_models import RESNET, small_model
+
+from clipkit.cli import main
+
+COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (30, 40, 210)}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("adapt") / "colours"
+    generator = torch.Generator().manual_seed(0)
+    for name, colour in COLOURS.items():
+        (folder / name).mkdir(parents=True)
+        for number in range(6):
+            noise = torch.randint(-30, 31, (3,), generator=generator).tolist()
+            shade = tuple(min(255, max(0, value + shift)) for value, shift in zip(colour, noise, strict=True))
+            Image.new("RGB", (40, 36), shade).save(folder / name / f"{number}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("adapt") / "model"
+    small_model().save(folder)
+    return folder
+
+
+def tensors(model, name):
+    return load_file(model / "heads" / f"{name}.safetensors")
+
+
+def assert_equal(first, second):
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+@pytest.mark.parametrize("method", ["maple", "coop", "promptsrc"])
+def test_killed_and_resumed_is_the_same(model, data, method):
+    adapt_jobs.run(model, data, f"{method}-whole", method)
+    context = multiprocessing.get_context("fork")
+    for states in (2, 3):
+        arguments = (model, data, f"{method}-cut", method, states)
+        process = context.Process(target=adapt_jobs.run_and_kill, args=arguments)
+        process.start()
+        process.join()
+        assert process.exitcode == -9
+    assert (model / "heads" / f".{method}-cut.train" / "state.pt").is_file()
+    facts = adapt_jobs.run(model, data, f"{method}-cut", method)
+    assert facts["training"]["steps"] == 6
+    assert_equal(tensors(model, f"{method}-whole"), tensors(model, f"{method}-cut"))
+    assert not (model / "heads" / f".{method}-cut.train").exists()
+
+
+def test_other_settings_do_not_go_on(model, data):
+    context = multiprocessing.get_context("fork")
+    process = context.Process(target=adapt_jobs.run_and_kill, args=(model, data, "mixed", "vpt", 1))
+    process.start()
+    process.join()
+    with pytest.raises(ValueError, match="unfinished training with seed 1, got 2"):
+        adapt_jobs.run(model, data, "mixed", "vpt", seed=2)
+    adapt_jobs.run(model, data, "mixed", "vpt", seed=2, overwrite=True)
+    with pytest.raises(ValueError, match="has a head 'mixed'"):
+        adapt_jobs.run(model, data, "mixed", "vpt")
+
+
+@pytest.mark.parametrize("method", ["maple", "coop"])
+def test_two_ranks_are_as_one(model, data, ranks, method):
+    ranks.run(2, adapt_jobs.run, model, data, f"{method}-two", method)
+    adapt_jobs.run(model, data, f"{method}-one", method)
+    one, two = tensors(model, f"{method}-one"), tensors(model, f"{method}-two")
+    for key in one:
+        torch.testing.assert_close(two[key], one[key], rtol=1e-4, atol=1e-5)
+
+
+def test_command_tells_before_and_after(model, data, capsys):
+    arguments = ["adapt", str(model), "--data", str(data), "--set", "depth=1", "--name", "told", "--json"]
+    assert main([*arguments, "--epochs", "1", "--classes", "base"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    stored = json.loads((model / "heads" / "told.json").read_text())
+    assert stored["class_names"] == facts["class_names"] == ["blue", "green"]
+    assert (stored["method"], stored["shots"], stored["seed"], stored["split"]) == ("maple", 16, 1, "base")
+    assert set(facts["accuracy"]["base"]) == {"before", "after"}
+
+
+def test_unreadable_image_is_counted(model, data, tmp_path):
+    for name in COLOURS:
+        (tmp_path / name).symlink_to(data / name)
+    (tmp_path / "red").unlink()
+    (tmp_path / "red").mkdir()
+    for path in (data / "red").iterdir():
+        (tmp_path / "red" / path.name).write_bytes(path.read_bytes())
+    for number in range(6, 12):
+        (tmp_path / "red" / f"{number}.png").write_bytes(b"broken")
+    facts = adapt_jobs.run(model, tmp_path, "broken", "coop", shots=0, epochs=1)
+    assert facts["training"]["unreadable"] == len(facts["unreadable"]) > 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--method", "mapel"], "did you mean 'maple'"),
+        (["--recipe", "mapel"], "did you mean 'maple'"),
+        (["--recipe", "coop", "--method", "maple"], "is one of coop"),
+        (["--set", "depth"], "KEY=VALUE"),
+        (["--set", "dept=2"], "did you mean 'depth'"),
+        (["--name", "a/b"], "a head's name"),
+        (["--method", "promptkd"], "needs --teacher"),
+        (["--sots", "2"], "--sots"),
+    ],
+)
+def test_mistakes_are_told_in_a_line(model, data, capsys, flags, message):
+    assert main(["adapt", str(model), "--data", str(data), *flags]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.strip().splitlines()) == 1
+
+
+def test_resnet_is_refused(data, tmp_path, capsys):
+    small_model(vision_cfg=RESNET).save(tmp_path / "model")
+    assert main(["adapt", str(tmp_path / "model"), "--data", str(data), "--set", "depth=1"]) == 2
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+    assert not (tmp_path / "model" / "heads").exists()
