@@ -93,7 +93,7 @@ def test_heads_are_listed_and_stay_with_the_model(model, model_dir):
 
 
 def test_unknown_head(model):
-    with pytest.raises(FileNotFoundError, match="no head 'mapel'.*did you mean 'maple'"):
+    with pytest.raises(FileNotFoundError, match=r"no head 'mapel'.*did you mean 'maple'"):
         model.with_head("mapel")
 
 
@@ -140,7 +140,7 @@ def test_mistakes_are_told(model, method, settings, message):
 
 
 def test_resnet_is_refused():
-    with pytest.raises(ValueError, match="maple|prompt|coop") as caught:
+    with pytest.raises(ValueError, match=r"maple|prompt|coop") as caught:
         build_head("maple", small_model(vision_cfg=RESNET), {"depth": 1})
     assert "\n" not in str(caught.value)
 
