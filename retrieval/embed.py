@@ -181,7 +181,8 @@ def embed(
 
     Raises:
         ValueError: nothing can be embedded, or `out` was made by another model or with other settings.
-        OSError: there is nothing at the location, or `out` cannot be written.
+        OSError: there is nothing at the location, or `out` cannot be written, or another process is writing
+            to it.
     """
     together = Together()
     job = Job.open(location, model, out, settings, show=show)

@@ -28,10 +28,12 @@ from clipkit.version import __version__
 from .embed_chunks import Failure, utf8
 from .embed_plan import Plan
 from .store import FORMAT_VERSION, MANIFEST_NAME, METADATA, MORE_TEXTS, check_format
+from .write_lock import write_lock
 
 STATS = "stats"
 FAILED_NAME = "failed.parquet"
 _PARTIAL = ".tmp"
+_LOCK_NAME = ".lock"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,27 +72,25 @@ class OutputFolder:
             about: JSON values for the manifest that may differ from run to run.
 
         Raises:
-            ValueError: the folder was made with other settings, holds something else, or another process
-                is writing to it.
+            ValueError: the folder was made with other settings, or holds something else.
+            OSError: another process is writing to it.
         """
-        self._start(about)
-        # A lock of this process alone: the workers it forks do not have it, so that it ends with the process.
-        with (self.path / MANIFEST_NAME).open("r+b") as stream:
-            if not _lock(stream.fileno()):
-                raise ValueError(f"another process is writing to {self.path}: wait for it, or end it")
-            yield
-
-    def _start(self, about: Mapping[str, Any]) -> None:
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(
                 f"{self.path} is a file, embeddings are written to a folder: choose another --out"
             )
+        self.path.mkdir(parents=True, exist_ok=True)
+        with write_lock(self.path / _LOCK_NAME):
+            self._start(about)
+            yield
+
+    def _start(self, about: Mapping[str, Any]) -> None:
         if (self.path / MANIFEST_NAME).is_file():
             self._check(read_json(self.path / MANIFEST_NAME))
             return
-        if self.path.is_dir() and any(not file.name.endswith(_PARTIAL) for file in self.path.iterdir()):
+        own = (_LOCK_NAME, f"{MANIFEST_NAME}{_PARTIAL}")
+        if any(file.name not in own for file in self.path.iterdir()):
             raise ValueError(f"{self.path} is not empty and has no {MANIFEST_NAME}: choose another --out")
-        self.path.mkdir(parents=True, exist_ok=True)
         self._write_manifest({**about, "complete": False})
 
     def _check(self, manifest: Mapping[str, Any]) -> None:
@@ -192,21 +192,6 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     partial = path.with_name(path.name + _PARTIAL)
     write(partial)
     os.replace(partial, path)
-
-
-def _lock(descriptor: int) -> bool:
-    """Lock a file until it is closed; False where another process has locked it."""
-    try:
-        import fcntl
-    except ImportError:  # not a POSIX system
-        return True
-    try:
-        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        return False
-    except OSError:  # a network disk without locks
-        return True
-    return True
 
 
 def _save_npy(path: Path, rows: npt.NDArray[np.float16]) -> None:

@@ -2,7 +2,7 @@
 
     current -> v000003     link, replaced in one step when a version is complete
     v000003/               files that never change, and clipkit.json with the size and sha256 of each
-    .lock                  who is writing
+    .lock                  while somebody writes; names the process
 
 A writer fills a folder under another name. When it is killed at any moment, `current` is as before or after,
 and the next writer removes what was left behind. An opened version stays readable when it is superseded.

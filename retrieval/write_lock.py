@@ -1,8 +1,12 @@
-"""A file that keeps a second process from writing."""
+"""A file that keeps a second writer out, by a lock of the operating system.
+
+The lock is that of one process: those it forks do not have it, and it ends with the process, however that
+ends. The file names the holder; left behind by a process that was killed, it keeps nobody out.
+"""
 
 from __future__ import annotations
 
-import json
+import logging
 import os
 import socket
 import threading
@@ -10,82 +14,83 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-_held: set[str] = set()
-"""Locks of this process, by their absolute path."""
+_log = logging.getLogger(__name__)
+
+_held: dict[str, int] = {}
+"""The process that holds a file, by its real path: locks of one process do not keep its own threads out."""
+_guard = threading.Lock()
 
 
 @contextmanager
 def write_lock(path: Path) -> Iterator[None]:
-    """Hold a lock; that of a process of this machine which has ended counts as none.
+    """Hold a lock for the duration of a block.
 
     Args:
-        path: a file that exists while the lock is held.
+        path: a file that is made, and removed at the end; its folder must be there. It is used for nothing
+            else: closing it anywhere else in the process would give the lock up.
 
     Raises:
-        OSError: another process holds it, on this machine or another.
+        OSError: somebody else holds it, another thread of this process included.
     """
-    own = json.dumps({"pid": os.getpid(), "host": socket.gethostname()})
-    while not _created(path, own):
-        there = _content(path)
-        if there is not None:
-            if not _is_stale(path, there):
-                raise OSError(f"another process is writing ({there}); if it is not, remove {path}")
-            _remove_stale(path, there)
-    name = os.path.abspath(path)
-    _held.add(name)
+    name = os.path.realpath(path)
+    with _guard:
+        # A process that was forked meanwhile knows the name too, and does not hold the lock.
+        if _held.get(name) == os.getpid():
+            raise _refusal(path, f"process {os.getpid()}, this one")
+        descriptor = _taken(path)
+        _held[name] = os.getpid()
     try:
         yield
     finally:
-        path.unlink(missing_ok=True)
-        _held.discard(name)
+        with _guard:
+            if _is_still(path, descriptor):
+                path.unlink()
+            os.close(descriptor)
+            del _held[name]
 
 
-def _created(path: Path, content: str) -> bool:
-    """Whether the file was not there; it appears together with its content."""
-    partial = path.with_name(f"{path.name}-{os.getpid()}-{threading.get_ident()}")
-    partial.write_text(content, encoding="utf-8")
+def _taken(path: Path) -> int:
+    """The descriptor of the file, which is locked until that is closed."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            if not _lock(descriptor):
+                raise _refusal(path, os.pread(descriptor, 1000, 0).decode(errors="replace").strip())
+            if _is_still(path, descriptor):
+                os.truncate(descriptor, 0)
+                os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+                return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)  # its holder had removed it in between
+
+
+def _lock(descriptor: int) -> bool:
+    """Lock an open file; False where another process has locked it."""
     try:
-        os.link(partial, path)
-    except FileExistsError:
+        import fcntl
+    except ImportError:  # not a POSIX system
+        _log.warning("this system has no locks of files: see to it that nobody else writes")
+        return True
+    try:
+        # Not flock: its locks are shared with forked processes, and last until these end too.
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
         return False
-    finally:
-        partial.unlink()
+    except OSError as error:
+        _log.warning("this disk has no locks (%s): see to it that nobody else writes", error)
     return True
 
 
-def _content(path: Path) -> str | None:
+def _is_still(path: Path, descriptor: int) -> bool:
+    """Whether the open file is the one of that name."""
     try:
-        return path.read_text(encoding="utf-8")
+        return os.path.samestat(os.stat(path), os.fstat(descriptor))
     except FileNotFoundError:
-        return None
-
-
-def _is_stale(path: Path, content: str) -> bool:
-    try:
-        holder = json.loads(content)
-        pid, host = int(holder["pid"]), holder["host"]
-    except (ValueError, KeyError, TypeError):
         return False
-    if host != socket.gethostname():
-        return False
-    if pid == os.getpid():  # of an earlier process of the same number, unless this one holds it
-        return os.path.abspath(path) not in _held
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        return False
-    return False
 
 
-def _remove_stale(path: Path, content: str) -> None:
-    """Remove the lock with this content, and not one that another process has made meanwhile."""
-    taken = path.with_name(f"{path.name}-stale-{os.getpid()}")
-    try:
-        os.rename(path, taken)
-    except FileNotFoundError:
-        return
-    if _content(taken) != content:
-        os.link(taken, path)
-    taken.unlink()
+def _refusal(path: Path, holder: str) -> OSError:
+    by = f" ({holder})" if holder else ""
+    return OSError(f"another process is writing to {path.parent}{by}: wait for it, or end it")

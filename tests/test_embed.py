@@ -30,6 +30,7 @@ from broken_shards import (
 )
 from clipkit.retrieval import embed_folder, embed_towers
 from clipkit.retrieval.store import EmbeddingFolder
+from clipkit.retrieval.write_lock import write_lock
 from embed_jobs import BAD, NUM_PAIRS, contents, image_rows, run_embed, text_rows, write_folder, write_pairs
 from rank_pool import RankPool
 from small_models import small_model
@@ -380,21 +381,17 @@ def test_embeddings_that_are_not_finite_are_refused(
         run_embed(pairs, model, tmp_path / "out")
 
 
-def test_two_processes_do_not_write_to_one_folder(pairs: Path, model: str, tmp_path: Path) -> None:
+def test_two_runs_do_not_write_to_one_folder(pairs: Path, model: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
+    out.mkdir()
+    with write_lock(out / ".lock"), pytest.raises(OSError, match="another process is writing to .*/out"):
+        run_embed(pairs, model, out)
+    assert contents(out) == {}
     run_embed(pairs, model, out)
     before = contents(out)
-    script = f"import fcntl; f = open({str(out / 'clipkit.json')!r}, 'r+'); fcntl.lockf(f, fcntl.LOCK_EX)"
-    script += "; print('locked', flush=True); input()"
-    with subprocess.Popen(
-        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as other:
-        assert other.stdout is not None
-        assert other.stdout.readline() == b"locked\n"
-        with pytest.raises(ValueError, match="another process is writing to"):
-            run_embed(pairs, model, out)
-        other.communicate(b"\n")
-    run_embed(pairs, model, out)
+    assert not [name for name in before if "lock" in name]
+    with write_lock(out / ".lock"), pytest.raises(OSError, match="another process is writing to"):
+        run_embed(pairs, model, out)
     assert contents(out) == before
 
 
