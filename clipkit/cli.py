@@ -62,6 +62,7 @@ COMMANDS = {
 EXIT_FAILURE = 1
 EXIT_USAGE = 2
 EXIT_KEYBOARD = 130
+EXIT_PIPE = 141
 
 
 def make_app() -> App:
@@ -91,17 +92,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     with_traceback = bool(os.environ.get("CLIPKIT_DEBUG"))
     try:
         result = make_app()(sys.argv[1:] if argv is None else list(argv))
+        sys.stdout.flush()
     except (CycloptsError, ValueError) as error:
         if with_traceback:
             raise
         return _fail(error, EXIT_USAGE)
     except (OSError, RuntimeError) as error:
+        if isinstance(error, BrokenPipeError) and _reader_is_gone():
+            return EXIT_PIPE
         if with_traceback:
             raise
         return _fail(error, EXIT_FAILURE)
     except KeyboardInterrupt:
         return _fail("interrupted", EXIT_KEYBOARD)
     return result if isinstance(result, int) else 0
+
+
+def _reader_is_gone() -> bool:
+    """Whether nobody reads what is printed any more, as behind `| head`; what is left of it is dropped."""
+    try:
+        print(flush=True)  # a write that failed may have left nothing to flush
+    except BrokenPipeError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+        return True
+    return False
 
 
 def _fail(reason: object, status: int) -> int:

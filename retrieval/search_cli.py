@@ -158,4 +158,6 @@ def _print(rows: list[dict[str, Any]], output: OutputOptions) -> None:
 
 
 def _place(row: dict[str, Any]) -> str:
-    return str(row.get("image_path") or row.get("key") or row.get("url") or row["id"])
+    from .index_change import row_name
+
+    return str(row_name(row) or row.get("key") or row.get("url") or row["id"])

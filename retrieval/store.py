@@ -66,7 +66,8 @@ class EmbeddingFolder:
             _check_listed(folder, manifest, itertools.chain(*found.values()))
         if not found[METADATA] or not (found[IMAGES] or found[TEXTS]):
             raise FileNotFoundError(
-                f"{folder} has no embeddings: expected {METADATA}/ and {IMAGES}/ or {TEXTS}/ with files in it"
+                f"{folder} has no embeddings: expected {METADATA}/ and {IMAGES}/ or {TEXTS}/ with files in "
+                "it, as `clipkit embed` makes them"
             )
         metadata = MetadataRows(found.pop(METADATA))
         rows = {name: EmbeddingRows(paths) for name, paths in found.items() if paths}

@@ -75,6 +75,23 @@ def test_failures_are_one_line(
     assert captured.count("\n") == 1
 
 
+def test_a_reader_that_has_seen_enough_ends_the_command_quietly() -> None:
+    script = (
+        "import sys; from clipkit import cli;"
+        "cli.make_app = lambda: lambda tokens: print('line\\n' * 100_000);"
+        "sys.exit(cli.main([]))"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline() == b"line\n"
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == cli.EXIT_PIPE == 141
+
+
 def test_every_command_is_importable() -> None:
     app = cli.make_app()
     assert len(cli.COMMANDS) >= 3
