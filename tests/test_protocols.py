@@ -6,7 +6,10 @@ import math
 from statistics import fmean
 
 import pytest
+import torch
 from clipkit.zeroshot.protocols.averages import harmonic_mean, over_datasets, over_seeds, spread
+from clipkit.zeroshot.protocols.base_to_new import base_and_new_accuracy
+from clipkit.zeroshot.protocols.chosen_heads import by_seed, check_base_head, heads_that_begin
 from clipkit.zeroshot.protocols.published import (
     AVERAGE,
     _table,
@@ -94,3 +97,69 @@ def test_published_rows_are_found_by_any_spelling():
     assert published_source("base-to-new").endswith("ViT-B/16, 16 shots")
     with pytest.raises(ValueError, match="nothing is published"):
         published_rows("few-shot", "dtd")
+
+
+class OneHotHead:
+    """Class k of the names it is asked for is the axis that the name says."""
+
+    def class_texts(self, model, names):
+        return torch.stack([torch.eye(5)[int(name)] for name in names])
+
+    def logits(self, model, image_features, texts):
+        return image_features @ texts.T
+
+
+def test_base_images_meet_base_names_alone():
+    # Of five classes three are base. Rows: the scores of the five names.
+    features = torch.tensor(
+        [
+            [1.0, 0, 0, 9, 0],  # 0, right: the new name 3, which fits best, is no choice
+            [0, 0, 1.0, 0, 0],  # 1, taken for 2
+            [0, 0, 1.0, 0, 0],  # 2, right
+            [9, 0, 0, 1.0, 0],  # 3, right: the base name 0 is no choice
+            [0, 0, 0, 1.0, 0],  # 4, taken for 3
+        ]
+    )
+    found = base_and_new_accuracy(None, OneHotHead(), features, torch.arange(5), list("01234"))
+    assert found == (pytest.approx(2 / 3), 0.5)
+    with pytest.raises(ValueError, match="no image of 2 classes"):
+        base_and_new_accuracy(None, OneHotHead(), features[:3], torch.arange(3), list("01234"))
+
+
+def test_base_and_new_accuracy_equals_a_loop():
+    generator = torch.Generator().manual_seed(0)
+    features, labels = torch.randn(700, 5, generator=generator), torch.arange(700) % 5
+    right = {True: [], False: []}
+    for row, label in zip(features.tolist(), labels.tolist(), strict=True):
+        choices = range(3) if label < 3 else range(3, 5)
+        right[label < 3].append(max(choices, key=row.__getitem__) == label)
+    found = base_and_new_accuracy(None, OneHotHead(), features, labels, list("01234"))
+    assert found == (pytest.approx(fmean(right[True])), pytest.approx(fmean(right[False])))
+
+
+def test_heads_are_chosen_by_name_or_beginning():
+    names = ["coop-s1", "maple", "maple-s1", "maple-s2"]
+    assert heads_that_begin(["maple"], names) == ["maple"]
+    assert heads_that_begin(["maple-", "coop", "maple-s1"], names) == ["maple-s1", "maple-s2", "coop-s1"]
+    with pytest.raises(ValueError, match="no head begins with 'vpt'"):
+        heads_that_begin(["vpt"], names)
+
+
+def test_a_head_that_saw_new_classes_is_refused():
+    classes = ["a", "b", "c", "d", "e"]
+    check_base_head("h", {"class_names": ["c", "a", "b"]}, classes)
+    with pytest.raises(ValueError, match="trained on 1 new classes"):
+        check_base_head("h", {"class_names": ["a", "b", "c", "d"]}, classes)
+    with pytest.raises(ValueError, match="not the 3 base classes"):
+        check_base_head("h", {"class_names": ["a", "b"]}, classes)
+
+
+def test_heads_that_differ_by_seed_stand_together():
+    maple = {"method": "maple", "shots": 16}
+    groups = by_seed(
+        {"x": maple | {"seed": 2}, "y": maple | {"seed": 1}, "z": maple | {"seed": 1, "shots": 4}}
+    )
+    assert groups == {("maple", 16): {1: "y", 2: "x"}, ("maple", 4): {1: "z"}}
+    assert list(groups["maple", 16]) == [1, 2]
+    with pytest.raises(ValueError, match="name the one that counts"):
+        by_seed({"x": maple | {"seed": 1}, "y": maple | {"seed": 1}})
