@@ -163,3 +163,5 @@ def test_heads_that_differ_by_seed_stand_together():
     assert list(groups["maple", 16]) == [1, 2]
     with pytest.raises(ValueError, match="name the one that counts"):
         by_seed({"x": maple | {"seed": 1}, "y": maple | {"seed": 1}})
+    with pytest.raises(ValueError, match="says no seed"):
+        by_seed({"x": maple})

@@ -66,8 +66,11 @@ def by_seed(facts: Mapping[str, Facts]) -> dict[tuple[str, int | None], dict[int
         By method and shots: the name of the head of each seed, in the order of the seeds.
 
     Raises:
-        ValueError: two heads have the same method, shots and seed.
+        ValueError: two heads have the same method, shots and seed, or one says no seed.
     """
+    for name, own in facts.items():
+        if not isinstance(own.get("seed"), int):
+            raise ValueError(f"head {name!r} says no seed: it cannot stand beside others as one of several")
     groups: dict[tuple[str, int | None], dict[int, str]] = {}
     for name in sorted(facts, key=lambda each: facts[each]["seed"]):
         own = facts[name]
