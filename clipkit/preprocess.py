@@ -18,6 +18,7 @@ from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms.v2 import functional as transforms
 
 from clipkit.augment import AugmentConfig
+from clipkit.windows import Window
 
 ImageTransform = Callable[[Image.Image], Tensor]
 
@@ -129,12 +130,24 @@ class TrainTransform:
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """(3, H, W) uint8 of any size -> (3, height, width) uint8 of the config's size."""
+        return self.with_window(pixels)[0]
+
+    def with_window(self, pixels: Tensor) -> tuple[Tensor, Window]:
+        """The same, and what it shows of the image."""
+        image_height, image_width = pixels.shape[-2:]
         scale, ratio = list(self.augment.scale), list(self.augment.ratio)
         top, left, height, width = RandomResizedCrop.get_params(pixels, scale, ratio)
         cropped = resized_crop(pixels, (top, left, height, width), self.config.size)
-        if self.augment.horizontal_flip > 0 and torch.rand(()).item() < self.augment.horizontal_flip:
-            return cropped.flip(-1)
-        return cropped
+        flip = self.augment.horizontal_flip
+        is_mirrored = flip > 0 and torch.rand(()).item() < flip
+        window = Window(
+            left=left / image_width,
+            top=top / image_height,
+            right=(left + width) / image_width,
+            bottom=(top + height) / image_height,
+            is_mirrored=is_mirrored,
+        )
+        return cropped.flip(-1) if is_mirrored else cropped, window
 
 
 def resized_crop(pixels: Tensor, box: tuple[int, int, int, int], size: Sequence[int]) -> Tensor:
