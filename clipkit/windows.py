@@ -79,7 +79,6 @@ def _centre_crop_window(size: tuple[int, int], image_size: tuple[int, int]) -> W
     else:
         scale = min(height / target_height, width / target_width)
         shown_height, shown_width = round(height / scale), round(width / scale)
-    top = int(round((shown_height - target_height) / 2.0)) / shown_height
-    left = int(round((shown_width - target_width) / 2.0)) / shown_width
+    top = round((shown_height - target_height) / 2) / shown_height
+    left = round((shown_width - target_width) / 2) / shown_width
     return Window(left, top, left + target_width / shown_width, top + target_height / shown_height)
-

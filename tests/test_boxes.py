@@ -90,7 +90,9 @@ def test_a_window_by_hand():
 
 def test_boxes_that_fall_out_of_the_window_are_counted():
     left_half = Window(0.0, 0.0, 0.5, 1.0)
-    found = boxes.shown(torch.tensor([[0.0, 0.0, 0.4, 0.4], [0.4, 0.0, 0.9, 1.0], [0.3, 0, 0.6, 1]]), left_half)
+    found = boxes.shown(
+        torch.tensor([[0.0, 0.0, 0.4, 0.4], [0.4, 0.0, 0.9, 1.0], [0.3, 0, 0.6, 1]]), left_half
+    )
     assert found.kept.tolist() == [0, 2]
     torch.testing.assert_close(found.boxes[1], torch.tensor([0.6, 0.0, 1.0, 1.0]))
     assert found.problems == {boxes.CUT_OFF: 1}
@@ -119,7 +121,9 @@ def _assert_red_where_said(pixels, box):
     """The red pixels of a transformed picture are those in the box, but for a soft edge of a pixel."""
     sides = torch.tensor(pixels.shape[-2:]).flip(0).repeat(2)
     left, top, right, bottom = (box[0].clamp(0, 1) * sides).tolist()
-    inside = pixels[0, math.ceil(top + 1) : max(0, int(bottom - 1)), math.ceil(left + 1) : max(0, int(right - 1))]
+    inside = pixels[
+        0, math.ceil(top + 1) : max(0, int(bottom - 1)), math.ceil(left + 1) : max(0, int(right - 1))
+    ]
     assert (inside > 127).all()
     outside = pixels[0].clone()
     outside[max(0, int(top - 1)) : int(bottom) + 2, max(0, int(left - 1)) : int(right) + 2] = 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
@@ -10,8 +12,10 @@ from clipkit.exchange import ExchangeName
 from clipkit.losses.dense import softmax_sums
 from clipkit.losses.inputs import check_inputs, negative_logits
 from clipkit.losses.kernels import KernelName, choose_kernel
-from clipkit.losses.pairs import Pairs, label_pairs, with_softmax_targets
+from clipkit.losses.pairs import Pairs, label_pairs, of_images_alone, with_softmax_targets
 from clipkit.losses.tiled import SoftmaxSums
+
+Directions = Literal["both", "image_to_text"]
 
 
 def clip_loss(
@@ -21,6 +25,7 @@ def clip_loss(
     *,
     pairs: Pairs | None = None,
     label_smoothing: float = 0.0,
+    directions: Directions = "both",
     group: Group = None,
     kernel: KernelName = "auto",
     exchange: ExchangeName = "gather",
@@ -39,6 +44,7 @@ def clip_loss(
         logit_scale: scalar > 0, inverse temperature, already exponentiated.
         pairs: other positives, left-out pairs, negatives, weights, unequal N; None is a plain batch.
         label_smoothing: this part of every target is spread evenly over all columns that are not left out.
+        directions: `both`, or images against texts alone: then the loss is the image's, without the half.
         group: ranks whose pairs are negatives of each other; None is the world.
         kernel: `dense` holds all logits, `tiled` and `triton` a tile of them; `auto` picks.
         exchange: how text features travel, at once (`gather`) or from neighbour to neighbour (`ring`).
@@ -61,6 +67,8 @@ def clip_loss(
     with torch.autocast(device.type, enabled=False):
         scale = logit_scale.reshape(()).to(torch.promote_types(image_features.dtype, torch.float32))
         labels = label_pairs(pairs, layout, scale.detach())
+        if directions == "image_to_text":
+            labels = of_images_alone(labels)
         negatives = pairs.negative_text_features
         num_extra = 0 if negatives is None else negatives.shape[1]
         labels = with_softmax_targets(labels, layout, label_smoothing=label_smoothing, num_extra=num_extra)

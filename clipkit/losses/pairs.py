@@ -212,6 +212,15 @@ def label_pairs(pairs: Pairs, layout: RowLayout, like: Tensor) -> PairLabels:
     )
 
 
+def of_images_alone(labels: PairLabels) -> PairLabels:
+    """Labels of a loss that has only the images as anchors, each with its whole weight."""
+    return dataclasses.replace(
+        labels,
+        row_weights=labels.row_weights * 2,
+        column_weights=torch.zeros_like(labels.column_weights),
+    )
+
+
 def with_softmax_targets(
     labels: PairLabels, layout: RowLayout, *, label_smoothing: float, num_extra: int
 ) -> PairLabels:

@@ -1,4 +1,4 @@
-"""Boxes: one convention inside, xyxy as fractions of width and height; whatever comes is converted or counted.
+"""Boxes: xyxy as fractions of width and height; whatever else comes is converted, or counted.
 
 The origin is the top left corner, x goes right and y goes down.
 """
@@ -62,13 +62,15 @@ def from_fractions(boxes: Tensor, box_format: BoxFormat, image_size: tuple[int, 
     """The inverse of `to_fractions`."""
     _check_format(box_format)
     corners = boxes if image_size is None else boxes * _sides(image_size, boxes)
-    first, second = corners.split(2, dim=-1)
+    first, second = corners[..., :2], corners[..., 2:]
     if box_format == "xyxy":
         return corners
     return torch.cat([first if box_format == "xywh" else (first + second) / 2, second - first], dim=-1)
 
 
-def clean(boxes: Any, box_format: BoxFormat = "xyxy", image_size: tuple[int, int] | None = None) -> CleanBoxes:
+def clean(
+    boxes: Any, box_format: BoxFormat = "xyxy", image_size: tuple[int, int] | None = None
+) -> CleanBoxes:
     """Boxes as files have them: converted, clipped to the image, the unusable ones left out and counted.
 
     A box stays if its four numbers are finite, its corners are in order, it has an area, and at least half of
@@ -173,7 +175,7 @@ def _shown(boxes: Tensor) -> str:
 def _corners(boxes: Tensor, box_format: BoxFormat) -> Tensor:
     if box_format == "xyxy":
         return boxes
-    place, sides = boxes.split(2, dim=-1)
+    place, sides = boxes[..., :2], boxes[..., 2:]
     first = place if box_format == "xywh" else place - sides / 2
     return torch.cat([first, first + sides], dim=-1)
 

@@ -1,0 +1,77 @@
+"""What every region head is: a module on an image tower's tokens that answers about parts of a picture."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from clipkit.distributed import Group
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegionBatch:
+    """The regions of a batch of images on this rank."""
+
+    boxes: Tensor
+    """(R, 4) xyxy fractions of the images as the tower sees them."""
+    box_index: Tensor
+    """(R,) int64 in [0, B), rising: the image of each box."""
+    phrase_features: Tensor
+    """(R, D), L2-normalised: the text of each box."""
+
+
+class RegionHead(nn.Module, ABC):
+    """Reads patch tokens of the last layer, (B, N, C) row by row of a grid, as `DualEncoder.tokens` gives."""
+
+    kind: ClassVar[str]
+    """Name in settings and files."""
+
+    @abstractmethod
+    def losses(
+        self,
+        tokens: Tensor,
+        grid: tuple[int, int],
+        regions: RegionBatch,
+        logit_scale: Tensor,
+        *,
+        group: Group = None,
+    ) -> dict[str, Tensor]:
+        """Named losses of this rank; their means over ranks are those of all regions. Collective.
+
+        Args:
+            tokens: (B, N, C).
+            grid: (rows, columns) of the tokens.
+            regions: of these B images; there may be none.
+            logit_scale: scalar, exponentiated.
+            group: ranks whose regions are negatives of each other.
+        """
+
+    @abstractmethod
+    def encode_regions(
+        self, tokens: Tensor, grid: tuple[int, int], boxes: Tensor, box_index: Tensor
+    ) -> Tensor:
+        """Features of boxes in the joint space: (R, D) fp32, L2-normalised.
+
+        Args:
+            tokens: (B, N, C).
+            grid: (rows, columns) of the tokens.
+            boxes: (R, 4) xyxy fractions.
+            box_index: (R,) int64 in [0, B).
+        """
+
+    @abstractmethod
+    def ground(self, tokens: Tensor, grid: tuple[int, int], phrase_features: Tensor, index: Tensor) -> Tensor:
+        """Where phrases are: (P, 4) xyxy fractions in [0, 1].
+
+        Args:
+            tokens: (B, N, C).
+            grid: (rows, columns) of the tokens.
+            phrase_features: (P, D), L2-normalised.
+            index: (P,) int64 in [0, B), the image of each phrase.
+
+        Raises:
+            ValueError: this head cannot ground.
+        """

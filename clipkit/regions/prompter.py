@@ -1,0 +1,162 @@
+"""The Prompter of CLOC: one light transformer layer that turns tokens and a prompt into features of a region.
+
+A prompt is a box or a phrase (arXiv:2410.02746, section 3.2). No code was published; where the paper is
+silent, this is our choice: corners are encoded as in DETR (arXiv:2005.12872, section A.4) and projected each
+by a layer of its own, the layer normalises its inputs, and its outputs are normalised before they are pooled.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from clipkit.distributed import Group
+from clipkit.losses.grounding import corner_loss
+from clipkit.losses.region import MAX_TEXT_SIMILARITY, region_loss
+from clipkit.regions.base import RegionBatch, RegionHead
+
+_TEMPERATURE = 10_000.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrompterConfig:
+    """Settings of the Prompter."""
+
+    num_heads: int = 1
+    """Attention heads of the layer."""
+    mlp_ratio: float = 4.0
+    """Width of the layer's perceptron over that of the tower."""
+    max_text_similarity: float = MAX_TEXT_SIMILARITY
+    """Cosine above which two phrases are no negatives of each other; 1 for no such filter."""
+    with_grounding: bool = True
+    """Whether it also learns where phrases are."""
+
+
+class Prompter(RegionHead):
+    """Prompts before the tokens, one layer, the mean of its outputs, a projection."""
+
+    kind: ClassVar[str] = "prompter"
+
+    def __init__(self, width: int, embed_dim: int, config: PrompterConfig | None = None) -> None:
+        """Make a Prompter with random weights.
+
+        Args:
+            width: C of the tower's tokens, a multiple of 4.
+            embed_dim: D of the joint space.
+            config: its settings.
+        """
+        super().__init__()
+        if width % 4:
+            raise ValueError(f"a Prompter needs a tower whose width is a multiple of 4, got {width}")
+        self.config = config or PrompterConfig()
+        self.width = width
+        self.corners = nn.ModuleList(nn.Linear(width, width) for _ in range(2))
+        self.phrase = nn.Linear(embed_dim, width)
+        self.layer = PromptedLayer(width, self.config.num_heads, int(self.config.mlp_ratio * width))
+        self.norm = nn.LayerNorm(width)
+        self.projection = nn.Linear(width, embed_dim, bias=False)
+        nn.init.normal_(self.projection.weight, std=width**-0.5)
+        self.box = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, 4))
+
+    def losses(
+        self,
+        tokens: Tensor,
+        grid: tuple[int, int],
+        regions: RegionBatch,
+        logit_scale: Tensor,
+        *,
+        group: Group = None,
+    ) -> dict[str, Tensor]:
+        """`region_text` and `grounding`, see `RegionHead`."""
+        features = self.encode_regions(tokens, grid, regions.boxes, regions.box_index)
+        found = {
+            "region_text": region_loss(
+                features,
+                regions.phrase_features.float(),
+                logit_scale,
+                max_text_similarity=self.config.max_text_similarity,
+                group=group,
+            )
+        }
+        if self.config.with_grounding:
+            boxes = self._predict(tokens, regions.phrase_features, regions.box_index)
+            found["grounding"] = corner_loss(boxes, regions.boxes, group=group)
+        return found
+
+    def encode_regions(
+        self, tokens: Tensor, grid: tuple[int, int], boxes: Tensor, box_index: Tensor
+    ) -> Tensor:
+        """See `RegionHead`."""
+        corners = zip(self.corners, (boxes[:, :2], boxes[:, 2:]), strict=True)
+        prompts = [project(corner_encoding(corner, self.width).to(tokens)) for project, corner in corners]
+        pooled = self._pool(tokens, torch.stack(prompts, dim=1), box_index)
+        return F.normalize(self.projection(pooled).float(), dim=-1)
+
+    def ground(self, tokens: Tensor, grid: tuple[int, int], phrase_features: Tensor, index: Tensor) -> Tensor:
+        """See `RegionHead`."""
+        boxes = self._predict(tokens, phrase_features, index).clamp(0, 1)
+        first, second = boxes[:, :2], boxes[:, 2:]
+        # Corners that come out in the wrong order still span a box.
+        return torch.cat([torch.minimum(first, second), torch.maximum(first, second)], dim=-1)
+
+    def _predict(self, tokens: Tensor, phrase_features: Tensor, index: Tensor) -> Tensor:
+        prompts = self.phrase(phrase_features.to(tokens))[:, None]
+        predicted: Tensor = self.box(self._pool(tokens, prompts, index))
+        return predicted.float()
+
+    def _pool(self, tokens: Tensor, prompts: Tensor, index: Tensor) -> Tensor:
+        """(B, N, C) tokens and (R, P, C) prompts for images `index` -> (R, C)."""
+        pooled: Tensor = self.norm(self.layer(tokens, prompts, index)).mean(dim=1)
+        return pooled
+
+
+class PromptedLayer(nn.Module):
+    """A pre-norm transformer layer over prompts and the tokens of an image.
+
+    Several prompts of one image see the same tokens, whose norms, queries, keys and values are computed once.
+    """
+
+    def __init__(self, width: int, num_heads: int, mlp_width: int) -> None:
+        super().__init__()
+        if width % num_heads:
+            raise ValueError(f"width {width} is no multiple of {num_heads} heads")
+        self.num_heads = num_heads
+        self.norm_1 = nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.norm_2 = nn.LayerNorm(width)
+        self.mlp = nn.Sequential(nn.Linear(width, mlp_width), nn.GELU(), nn.Linear(mlp_width, width))
+
+    def forward(self, tokens: Tensor, prompts: Tensor, index: Tensor) -> Tensor:
+        """(B, N, C), (R, P, C) and (R,) int64 in [0, B) -> (R, P + N, C), prompts first."""
+        hidden = torch.cat([prompts, tokens[index]], dim=1)
+        of_tokens, of_prompts = self.qkv(self.norm_1(tokens)), self.qkv(self.norm_1(prompts))
+        qkv = torch.cat([of_prompts, of_tokens[index]], dim=1)
+        num_rows, length, width = hidden.shape
+        heads = (3, self.num_heads, width // self.num_heads)
+        q, k, v = qkv.reshape(num_rows, length, *heads).permute(2, 0, 3, 1, 4)
+        attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(num_rows, length, width)
+        hidden = hidden + self.out(attended)
+        result: Tensor = hidden + self.mlp(self.norm_2(hidden))
+        return result
+
+
+def corner_encoding(corners: Tensor, width: int) -> Tensor:
+    """Sines and cosines of points.
+
+    Args:
+        corners: (R, 2), x and y as fractions.
+        width: C, a multiple of 4.
+
+    Returns:
+        (R, C) fp32: C / 2 numbers of x, then as many of y. Those of a coordinate p are the C / 4 sines of
+        2 pi p r_i with the rates r_i = 10000^(-4i / C), then the cosines.
+    """
+    rates = torch.exp(torch.arange(width // 4, device=corners.device) * (-4 * math.log(_TEMPERATURE) / width))
+    angles = 2 * math.pi * corners.float()[..., None] * rates
+    return torch.cat([angles.sin(), angles.cos()], dim=-1).flatten(1)

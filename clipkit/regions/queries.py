@@ -1,0 +1,162 @@
+"""The query decoder of GRAIN: a few queries that find regions by themselves, and one for the whole image."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from clipkit.distributed import Group
+from clipkit.losses.grounding import as_corners, box_loss, match
+from clipkit.losses.region import region_loss
+from clipkit.regions.base import RegionBatch, RegionHead
+from clipkit.regions.boxes import pairwise_iou
+
+
+@dataclass(frozen=True, kw_only=True)
+class QueryDecoderConfig:
+    """Settings of the query decoder; by default GRAIN's (arXiv:2412.04429, and its code)."""
+
+    num_queries: int = 5
+    """Regions that an image can have; one more query is for the image."""
+    num_layers: int = 6
+    num_heads: int = 8
+    mlp_width: int = 2048
+    dropout: float = 0.1
+    is_local: bool = False
+    """Contrast regions with the texts of this rank alone and in one direction, as the published code does,
+    instead of with those of all ranks in both."""
+
+
+@dataclass(frozen=True)
+class FoundRegions:
+    """What the queries of each image found."""
+
+    features: Tensor
+    """(B, Q, D) fp32, L2-normalised."""
+    boxes: Tensor
+    """(B, Q, 4) xyxy fractions."""
+    image_features: Tensor
+    """(B, D) fp32, L2-normalised: the image query's."""
+
+
+class QueryDecoder(RegionHead):
+    """Pre-norm decoder layers over the tokens; heads for boxes, regions and the image."""
+
+    kind: ClassVar[str] = "query-decoder"
+
+    def __init__(self, width: int, embed_dim: int, config: QueryDecoderConfig | None = None) -> None:
+        """Make a decoder with random weights.
+
+        Args:
+            width: C of the tower's tokens.
+            embed_dim: D of the joint space, and the decoder's width.
+            config: its settings.
+        """
+        super().__init__()
+        self.config = config = config or QueryDecoderConfig()
+        self.memory = nn.Linear(width, embed_dim, bias=False)
+        self.queries = nn.Parameter(torch.randn(config.num_queries + 1, embed_dim))
+        self.layers = nn.ModuleList(
+            DecoderLayer(embed_dim, config.num_heads, config.mlp_width, config.dropout)
+            for _ in range(config.num_layers)
+        )
+        self.norm = nn.LayerNorm(embed_dim)
+        self.box = nn.Sequential(
+            nn.Linear(embed_dim, embed_dim),
+            nn.ReLU(),
+            nn.Linear(embed_dim, embed_dim),
+            nn.ReLU(),
+            nn.Linear(embed_dim, 4),
+        )
+        self.region_projection = nn.Parameter(torch.randn(embed_dim, embed_dim) * embed_dim**-0.5)
+        self.image_projection = nn.Parameter(torch.randn(embed_dim, embed_dim) * embed_dim**-0.5)
+
+    def find(self, tokens: Tensor) -> FoundRegions:
+        """(B, N, C) tokens -> the regions of each image and its own features."""
+        memory = self.memory(tokens)
+        places = self.queries.to(memory).expand(len(tokens), -1, -1)
+        hidden = torch.zeros_like(places)
+        for layer in self.layers:
+            hidden = layer(hidden, places, memory)
+        hidden = self.norm(hidden)
+        regions, image = hidden[:, :-1], hidden[:, -1]
+        return FoundRegions(
+            features=F.normalize((regions @ self.region_projection.to(regions)).float(), dim=-1),
+            boxes=as_corners(self.box(regions).float().sigmoid()),
+            image_features=F.normalize((image @ self.image_projection.to(image)).float(), dim=-1),
+        )
+
+    def losses(
+        self,
+        tokens: Tensor,
+        grid: tuple[int, int],
+        regions: RegionBatch,
+        logit_scale: Tensor,
+        *,
+        group: Group = None,
+    ) -> dict[str, Tensor]:
+        """`box` and `region_text` of the matched queries, see `RegionHead`."""
+        found = self.find(tokens)
+        pairs = match(found.boxes, regions.boxes, regions.box_index)
+        texts = regions.phrase_features[pairs.box].float()
+        features = found.features[pairs.image, pairs.query]
+        return {
+            "box": box_loss(found.boxes[pairs.image, pairs.query], regions.boxes[pairs.box], group=group),
+            "region_text": self._region_loss(features, texts, logit_scale, group),
+        }
+
+    def _region_loss(self, features: Tensor, texts: Tensor, logit_scale: Tensor, group: Group) -> Tensor:
+        if not self.config.is_local:
+            return region_loss(features, texts, logit_scale, group=group)
+        logits = logit_scale * features @ texts.T
+        total = F.cross_entropy(logits, torch.arange(len(logits), device=logits.device), reduction="sum")
+        return total / max(1, len(logits))
+
+    def encode_regions(
+        self, tokens: Tensor, grid: tuple[int, int], boxes: Tensor, box_index: Tensor
+    ) -> Tensor:
+        """Features of the queries whose boxes overlap the given ones most, see `RegionHead`."""
+        found = self.find(tokens)
+        chosen = [
+            int(pairwise_iou(box[None], found.boxes[image]).argmax())
+            for box, image in zip(boxes.float(), box_index.tolist(), strict=True)
+        ]
+        return found.features[box_index, torch.tensor(chosen, dtype=torch.int64, device=tokens.device)]
+
+    def ground(self, tokens: Tensor, grid: tuple[int, int], phrase_features: Tensor, index: Tensor) -> Tensor:
+        """The boxes of the queries whose features fit the phrases best, see `RegionHead`."""
+        found = self.find(tokens)
+        fits = torch.einsum("pqd,pd->pq", found.features[index], phrase_features.float())
+        return found.boxes[index, fits.argmax(dim=1)].clamp(0, 1)
+
+
+class DecoderLayer(nn.Module):
+    """Self-attention of queries, cross-attention to the memory, a perceptron; each normalised before.
+
+    Queries have places, which are added for attention; the memory has none (as in GRAIN's code).
+    """
+
+    def __init__(self, width: int, num_heads: int, mlp_width: int, dropout: float) -> None:
+        super().__init__()
+        self.self_attention = nn.MultiheadAttention(width, num_heads, dropout=dropout, batch_first=True)
+        self.cross_attention = nn.MultiheadAttention(width, num_heads, dropout=dropout, batch_first=True)
+        self.mlp = nn.Sequential(
+            nn.Linear(width, mlp_width), nn.ReLU(), nn.Dropout(dropout), nn.Linear(mlp_width, width)
+        )
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(3))
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, hidden: Tensor, places: Tensor, memory: Tensor) -> Tensor:
+        """(B, Q, D) queries, (B, Q, D) their places and (B, N, D) memory -> (B, Q, D)."""
+        first, second, third = self.norms
+        normed = first(hidden)
+        placed = normed + places
+        hidden = hidden + self.dropout(self.self_attention(placed, placed, normed, need_weights=False)[0])
+        placed = second(hidden) + places
+        hidden = hidden + self.dropout(self.cross_attention(placed, memory, memory, need_weights=False)[0])
+        result: Tensor = hidden + self.dropout(self.mlp(third(hidden)))
+        return result

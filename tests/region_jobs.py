@@ -1,0 +1,93 @@
+"""Region heads and losses as they run on several ranks, for the tests."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from clipkit import distributed
+from clipkit.losses.region import region_loss
+from clipkit.regions.base import RegionBatch, RegionHead
+from clipkit.regions.prompter import Prompter
+from clipkit.regions.queries import QueryDecoder, QueryDecoderConfig
+from clipkit.regions.roi import RoIAlign
+
+GRID = (3, 4)
+WIDTH, EMBED_DIM = 16, 8
+NUM_IMAGES = 8
+REGIONS_OF_IMAGES = (2, 0, 3, 1, 0, 0, 1, 4)
+"""With 4 ranks of two images each, the third rank has none."""
+
+
+@dataclass(frozen=True)
+class Regions:
+    """The global batch."""
+
+    tokens: Tensor
+    boxes: Tensor
+    box_index: Tensor
+    texts: Tensor
+
+    def of_rank(self, rank: int, world_size: int) -> Regions:
+        """The images of a rank, and their regions."""
+        size = NUM_IMAGES // world_size
+        images = slice(rank * size, (rank + 1) * size)
+        own = (self.box_index >= images.start) & (self.box_index < images.stop)
+        index = self.box_index[own] - images.start
+        return Regions(self.tokens[images], self.boxes[own], index, self.texts[own])
+
+
+def regions() -> Regions:
+    generator = torch.Generator().manual_seed(4)
+    count = sum(REGIONS_OF_IMAGES)
+    corners = torch.rand(count, 2, 2, generator=generator).sort(dim=1).values
+    texts = F.normalize(torch.randn(count, EMBED_DIM, generator=generator) + 1, dim=-1)
+    texts[5] = texts[1]  # two phrases alike
+    return Regions(
+        tokens=torch.randn(NUM_IMAGES, GRID[0] * GRID[1], WIDTH, generator=generator),
+        boxes=corners.flatten(1),
+        box_index=torch.arange(NUM_IMAGES).repeat_interleave(torch.tensor(REGIONS_OF_IMAGES)),
+        texts=texts,
+    )
+
+
+def make_head(kind: str) -> RegionHead:
+    torch.manual_seed(0)
+    if kind == "prompter":
+        return Prompter(WIDTH, EMBED_DIM)
+    if kind == "roi-align":
+        return RoIAlign(WIDTH, EMBED_DIM)
+    config = QueryDecoderConfig(num_queries=4, num_layers=2, num_heads=2, mlp_width=16, dropout=0.0)
+    return QueryDecoder(WIDTH, EMBED_DIM, config)
+
+
+def head_gradients(kind: str) -> dict[str, np.ndarray]:
+    """Losses and gradients of a head on this rank's part, averaged as data parallelism does."""
+    part = regions().of_rank(distributed.rank(), distributed.world_size())
+    head = make_head(kind)
+    tokens, texts = (whole.clone().requires_grad_() for whole in (part.tokens, part.texts))
+    scale = torch.tensor(9.0, requires_grad=True)
+    batch = RegionBatch(boxes=part.boxes, box_index=part.box_index, phrase_features=texts)
+    losses = head.losses(tokens, GRID, batch, scale)
+    torch.stack(list(losses.values())).sum().backward()
+    found = {f"loss of {name}": distributed.all_reduce_mean(loss) for name, loss in losses.items()}
+    found["logit_scale"] = distributed.all_reduce_mean(scale.grad)
+    for name, parameter in head.named_parameters():
+        grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        found[name] = distributed.all_reduce_mean(grad)
+    for name, rows in (("tokens", tokens), ("texts", texts)):
+        found[name] = distributed.all_gather_rows(rows.grad / distributed.world_size())
+    return {name: value.detach().numpy() for name, value in found.items()}
+
+
+def loss_of_nothing() -> tuple[float, list[float]]:
+    """The loss and the gradients where no rank has a region."""
+    features, texts = (torch.zeros(0, EMBED_DIM, requires_grad=True) for _ in range(2))
+    scale = torch.tensor(9.0, requires_grad=True)
+    loss = region_loss(features, texts, scale)
+    loss.backward()
+    return float(loss), [float(part.grad.sum()) for part in (features, texts, scale)]

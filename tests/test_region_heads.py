@@ -1,0 +1,152 @@
+"""Region heads: their sizes, slow oracles, and that they learn to answer about a part."""
+
+import math
+
+import pytest
+import region_jobs
+import torch
+from region_jobs import EMBED_DIM, GRID, WIDTH
+from torch import nn
+from torch.nn import functional as F
+
+from clipkit.regions.base import RegionBatch
+from clipkit.regions.prompter import PromptedLayer, Prompter, corner_encoding
+from clipkit.regions.queries import QueryDecoder
+from clipkit.regions.roi import pool_boxes
+
+KINDS = ["prompter", "roi-align", "query-decoder"]
+
+
+def _count(module):
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def test_the_prompter_at_the_width_of_vit_b():
+    width, embed_dim = 768, 512
+    linear = width * width + width
+    corners, phrase = 2 * linear, embed_dim * width + width
+    attention = 4 * linear  # queries, keys, values, output
+    mlp = (width * 4 * width + 4 * width) + (4 * width * width + width)
+    norms = 3 * 2 * width
+    box = linear + (width * 4 + 4)
+    expected = corners + phrase + attention + mlp + norms + width * embed_dim + box
+    assert expected == 9_651_460
+    with torch.device("meta"):
+        assert _count(Prompter(width, embed_dim)) == expected
+
+
+def test_the_query_decoder_has_the_size_of_grains():
+    d, mlp = 512, 2048
+    attention = 4 * (d * d + d)
+    layer = 2 * attention + (d * mlp + mlp) + (mlp * d + d) + 3 * 2 * d
+    box = 2 * (d * d + d) + (d * 4 + 4)
+    expected = 768 * d + 6 * d + 6 * layer + 2 * d + box + 2 * d * d
+    with torch.device("meta"):
+        assert _count(QueryDecoder(768, d)) == expected
+
+
+def test_corner_encoding_by_hand():
+    found = corner_encoding(torch.tensor([[0.25, 0.5]]), 8)
+    rates = (1.0, 0.01)
+    expected = []
+    for place in (0.25, 0.5):
+        angles = [2 * math.pi * place * rate for rate in rates]
+        expected += [*map(math.sin, angles), *map(math.cos, angles)]
+    torch.testing.assert_close(found, torch.tensor([expected]), rtol=0, atol=1e-6)
+
+
+def test_the_prompted_layer_is_torchs_on_each_sequence():
+    torch.manual_seed(1)
+    ours = PromptedLayer(WIDTH, 2, 24).double()
+    theirs = nn.TransformerEncoderLayer(
+        WIDTH, 2, 24, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+    ).double()
+    with torch.no_grad():
+        theirs.self_attn.in_proj_weight.copy_(ours.qkv.weight)
+        theirs.self_attn.in_proj_bias.copy_(ours.qkv.bias)
+        for name, mine in (
+            ("self_attn.out_proj", ours.out),
+            ("linear1", ours.mlp[0]),
+            ("linear2", ours.mlp[2]),
+            ("norm1", ours.norm_1),
+            ("norm2", ours.norm_2),
+        ):
+            theirs.get_submodule(name).load_state_dict(mine.state_dict())
+    tokens, prompts = torch.randn(3, 5, WIDTH).double(), torch.randn(4, 2, WIDTH).double()
+    index = torch.tensor([2, 0, 0, 1])
+    found = ours(tokens, prompts, index)
+    for row, image in enumerate(index.tolist()):
+        expected = theirs(torch.cat([prompts[row], tokens[image]])[None])[0]
+        torch.testing.assert_close(found[row], expected, rtol=0, atol=1e-10)
+
+
+def test_pooling_of_a_box_by_hand():
+    rows, columns = GRID
+    ramp = torch.arange(columns).repeat(rows).float()[None, :, None]
+    # The middle of the two middle columns, of centres 1 and 2.
+    found = pool_boxes(ramp, GRID, torch.tensor([[0.25, 0.0, 0.75, 1.0]]), torch.tensor([0]))
+    torch.testing.assert_close(found, torch.tensor([[1.5]]))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_features_are_unit_vectors_that_depend_on_the_box(kind):
+    head = region_jobs.make_head(kind).eval()
+    data = region_jobs.regions()
+    features = head.encode_regions(data.tokens, GRID, data.boxes, data.box_index)
+    assert features.shape == (len(data.boxes), EMBED_DIM)
+    torch.testing.assert_close(features.norm(dim=1), torch.ones(len(features)))
+    other = head.encode_regions(data.tokens, GRID, data.boxes.flip(0), data.box_index)
+    assert not torch.allclose(features, other, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_region_does_not_depend_on_the_others(kind):
+    head = region_jobs.make_head(kind).eval()
+    data = region_jobs.regions()
+    together = head.encode_regions(data.tokens, GRID, data.boxes, data.box_index)
+    alone = torch.cat(
+        [
+            head.encode_regions(data.tokens[image : image + 1], GRID, box[None], torch.tensor([0]))
+            for box, image in zip(data.boxes, data.box_index.tolist(), strict=True)
+        ]
+    )
+    torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["prompter", "query-decoder"])
+def test_grounded_boxes_lie_in_the_image(kind):
+    head = region_jobs.make_head(kind).eval()
+    data = region_jobs.regions()
+    boxes = head.ground(data.tokens, GRID, data.texts, data.box_index)
+    assert boxes.shape == data.boxes.shape
+    assert ((boxes >= 0) & (boxes <= 1)).all()
+    assert (boxes[:, 2:] >= boxes[:, :2]).all()
+
+
+def test_roi_align_cannot_ground():
+    data = region_jobs.regions()
+    with pytest.raises(ValueError, match="cannot ground"):
+        region_jobs.make_head("roi-align").ground(data.tokens, GRID, data.texts, data.box_index)
+
+
+def test_a_width_that_cannot_be_encoded_is_refused():
+    with pytest.raises(ValueError, match="multiple of 4, got 18"):
+        Prompter(18, 8)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_learns_the_regions_of_a_batch(kind):
+    head = region_jobs.make_head(kind)
+    data = region_jobs.regions()
+    texts = F.normalize(torch.randn(len(data.boxes), EMBED_DIM), dim=-1)
+    batch = RegionBatch(boxes=data.boxes, box_index=data.box_index, phrase_features=texts)
+    optimizer = torch.optim.AdamW(head.parameters(), lr=1e-2)
+    course = []
+    for _ in range(40):
+        losses = head.losses(data.tokens, GRID, batch, torch.tensor(10.0))
+        course.append({name: float(loss) for name, loss in losses.items()})
+        optimizer.zero_grad()
+        torch.stack(list(losses.values())).sum().backward()
+        optimizer.step()
+    for name, first in course[0].items():
+        assert course[-1][name] < first / 3, name
