@@ -57,7 +57,8 @@ class _Lines:
         self._done += amount
         self._note = note or self._note
         now = time.monotonic()
-        if self._done < self._total and now - self._last_line < _LINE_EVERY_SECONDS:
+        is_end = amount > 0 and self._done >= self._total
+        if not is_end and now - self._last_line < _LINE_EVERY_SECONDS:
             return
         self._last_line = now
         seconds = (now - self._began) / max(1, self._done - self._first) * (self._total - self._done)

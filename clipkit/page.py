@@ -38,14 +38,20 @@ svg .curve { fill: none; stroke-width: 2; }
 .heat th { text-align: center; border: 0; }
 .row { display: flex; gap: .6rem; align-items: center; margin: .5rem 0; }
 .row .query { width: 17rem; } .row figure { margin: 0; text-align: center; }
-.row img { width: 84px; height: 84px; image-rendering: pixelated; border-radius: .35rem;
+.row img { max-width: 168px; max-height: 168px; border-radius: .35rem;
            border: 3px solid transparent; display: block; }
+.row img.small { width: 84px; height: 84px; }
+.small { image-rendering: pixelated; }
 .row figcaption { font-size: .75rem; color: var(--soft); }
 .row .right img { border-color: var(--good); } .row .wrong img { border-color: var(--line); }
-.picture { max-width: 100%; image-rendering: pixelated; border: 1px solid var(--line); }
+.picture { max-width: 100%; border: 1px solid var(--line); }
 pre { background: color-mix(in srgb, var(--line) 40%, transparent); padding: .8rem 1rem;
       border-radius: .5rem; overflow-x: auto; font-size: .85rem; }
 """
+
+
+_SMALL_SIDE = 64
+"""Pixels; larger pictures are photos."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,14 +130,15 @@ class Page:
     def picture(self, image: Image.Image, description: str) -> None:
         """One picture."""
         self._parts.append(
-            f'<img class="picture" src="{_data_url(image)}" alt="{html.escape(description)}">'
+            f'<img class="picture{_small(image)}" src="{_data_url(image)}" alt="{html.escape(description)}">'
             f'<p class="soft">{html.escape(description)}</p>'
         )
 
     def row(self, query: str, hits: Sequence[Hit]) -> None:
         """A query and the pictures found for it; right ones have a green border."""
         figures = "".join(
-            f'<figure class="{"right" if hit.is_right else "wrong"}"><img src="{_data_url(hit.image)}" '
+            f'<figure class="{"right" if hit.is_right else "wrong"}">'
+            f'<img class="{_small(hit.image).strip()}" src="{_data_url(hit.image)}" '
             f'alt="{html.escape(hit.label)}"><figcaption>{html.escape(hit.label)}</figcaption></figure>'
             for hit in hits
         )
@@ -155,6 +162,11 @@ def _heat_cell(value: float, is_marked: bool) -> str:
     shade = f"background:color-mix(in srgb, var(--accent) {value * 75:.0f}%, var(--page))"
     mark = ' class="marked"' if is_marked else ""
     return f'<td{mark} style="{shade}">{value:.0%}</td>'
+
+
+def _small(image: Image.Image) -> str:
+    """The class of a picture whose pixels are to be seen, where photos are to be smooth."""
+    return " small" if max(image.size) <= _SMALL_SIDE else ""
 
 
 def _data_url(image: Image.Image) -> str:

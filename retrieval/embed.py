@@ -124,6 +124,11 @@ class Job:
         numbers = [number for partition in partitions for number in self.plan.chunks(partition)]
         chunks = Chunks(self.source, self.plan, self.model.preprocess(dtype=torch.uint8))
         encoder = PartitionEncoder(self.model, self.source, self.settings)
+
+        def show_captions(num_done: int, total: int) -> None:
+            if meter is not None:
+                meter.advance(0, f"captions {num_done}/{total}")
+
         produced = produce(chunks, numbers, num_workers)
         with _writer(self.folder, clock) as writer:
             for partition in partitions:
@@ -137,7 +142,8 @@ class Job:
                     if meter is not None:
                         meter.advance(num_samples, clock.note())
                 with clock.stage("tower"):
-                    made = encoder.finish(partition, len(self.plan.samples(partition)))
+                    num_samples = len(self.plan.samples(partition))
+                    made = encoder.finish(partition, num_samples, progress=show_captions)
                 writer.put(made)
 
     def report(self, manifest: dict[str, Any], *, num_made: int, rates: dict[str, float]) -> EmbedReport:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,8 @@ from .store import IMAGES, MORE_TEXTS, TEXTS
 
 if TYPE_CHECKING:
     from clipkit.model import DualEncoder
+
+CaptionProgress = Callable[[int, int], None]
 
 
 class PartitionEncoder:
@@ -59,8 +62,13 @@ class PartitionEncoder:
                 features = self._model.encode_image(chunk.images.to(self._device, non_blocking=True))
             self._features.append(_stored(features))
 
-    def finish(self, number: int, num_samples: int) -> Partition:
+    def finish(self, number: int, num_samples: int, *, progress: CaptionProgress | None = None) -> Partition:
         """Encode the captions of the chunks since the last call, and put everything together.
+
+        Args:
+            number: of the partition.
+            num_samples: in it, unusable ones included.
+            progress: called with the captions that are encoded, and all of them.
 
         Raises:
             ValueError: an embedding is not finite.
@@ -72,7 +80,7 @@ class PartitionEncoder:
             if self._with_texts:
                 first = [item.captions[0] for item in self._items]
                 more = [text for item in self._items for text in item.captions[1:] if self._with_more]
-                texts = self._encode_texts(first + more)
+                texts = self._encode_texts(first + more, progress)
                 embeddings[TEXTS], embeddings[MORE_TEXTS] = np.split(texts, [len(first)])
         for name, rows in embeddings.items():
             self._check_finite(name, rows)
@@ -87,8 +95,18 @@ class PartitionEncoder:
         return partition
 
     @torch.inference_mode()
-    def _encode_texts(self, texts: list[str]) -> npt.NDArray[np.float16]:
-        features = encode_texts(self._model, texts, device=self._device, autocast=self._autocast)
+    def _encode_texts(self, texts: list[str], progress: CaptionProgress | None) -> npt.NDArray[np.float16]:
+        num_done = 0
+
+        def count(num_settled: int) -> None:
+            nonlocal num_done
+            num_done += num_settled
+            if progress is not None:
+                progress(num_done, len(texts))
+
+        features = encode_texts(
+            self._model, texts, device=self._device, autocast=self._autocast, progress=count
+        )
         rows: npt.NDArray[np.float16] = _stored(features).cpu().numpy()
         return rows
 

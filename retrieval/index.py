@@ -102,6 +102,8 @@ class SearchIndex:
         manifest = read_manifest(folder) if own else {}
         if own and (problems := changed_sizes(folder, manifest)):
             raise ValueError(f"{problems[0]}: the index is damaged, build it again")
+        if not any(folder.glob("*.index")):
+            raise FileNotFoundError(f"there is no index at {folder}: build one with `clipkit index build`")
         kind = modality or _only_modality(folder)
         file = folder / f"{kind}.index"
         if not file.exists():

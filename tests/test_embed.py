@@ -384,7 +384,7 @@ def test_embeddings_that_are_not_finite_are_refused(
 def test_two_runs_do_not_write_to_one_folder(pairs: Path, model: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
-    with write_lock(out / ".lock"), pytest.raises(OSError, match="another process is writing to .*/out"):
+    with write_lock(out / ".lock"), pytest.raises(OSError, match=r"another process is writing to .*/out"):
         run_embed(pairs, model, out)
     assert contents(out) == {}
     run_embed(pairs, model, out)

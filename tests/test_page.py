@@ -28,6 +28,14 @@ def test_a_page_is_one_file_with_everything_escaped(tmp_path: Path) -> None:
     assert text.count("data:image/png;base64,") == 2
 
 
+def test_photos_are_smooth_and_small_pictures_show_their_pixels(tmp_path: Path) -> None:
+    report = page.Page("t", "l")
+    sizes = [(64, 64), (65, 20)]
+    report.row("q", [page.Hit(image=Image.new("RGB", size), label="", is_right=True) for size in sizes])
+    report.write(tmp_path / "r.html")
+    assert re.findall(r'<img class="(\w*)"', (tmp_path / "r.html").read_text()) == ["small", ""]
+
+
 def test_a_heat_table_marks_cells_and_leaves_gaps_empty(tmp_path: Path) -> None:
     report = page.Page("t", "l")
     report.heat_table([[1.0, float("nan")], [0.25, 0.0]], ["r0", "r1"], ["c0", "c1"], {(1, 0)})

@@ -230,8 +230,9 @@ def test_an_l2_index_is_refused(tmp_path: Path, images: np.ndarray) -> None:
 
 
 def test_nothing_there(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"has no text\.index: build one"):
-        SearchIndex.open(tmp_path)
+    for place in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(FileNotFoundError, match=r"there is no index at .*: build one with"):
+            SearchIndex.open(place)
 
 
 def test_bad_rows_are_refused_and_nothing_is_left(tmp_path: Path) -> None:

@@ -236,6 +236,9 @@ def test_the_life_of_an_index(job: Path, tmp_path: Path, capsys: pytest.CaptureF
     assert sheet.read_text().count("<img") == 27  # out of the tars too
     shown = run(capsys, "index", "evaluate", idx, tmp_path / "more", status=2)
     assert f"1 images of {tmp_path / 'more'} are not in the index, the first: {shard}/000000003" in shown
+    places = run(capsys, "search", idx, "picture", "-k", 27, "--paths").splitlines()
+    in_tar = next(place for place in places if place.startswith(f"{shard}/"))
+    assert "1 rows removed" in run(capsys, "index", "remove", idx, "--path", in_tar)
 
 
 def test_evaluate_and_damage(job: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

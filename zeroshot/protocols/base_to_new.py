@@ -47,7 +47,7 @@ def _accuracy(
     if not len(labels):
         raise ValueError(f"no image of {len(names)} classes that begin with {names[0] if names else None!r}")
     texts = head.class_texts(model, names)
-    blocks = zip(features.split(_BLOCK), labels.split(_BLOCK), strict=True)
+    blocks = zip(torch.split(features, _BLOCK), torch.split(labels, _BLOCK), strict=True)
     right = [
         (head.logits(model, block, texts).argmax(dim=1).cpu() == own.cpu()).sum() for block, own in blocks
     ]
