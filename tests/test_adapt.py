@@ -44,11 +44,18 @@ def assert_equal(first, second):
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
-@pytest.mark.parametrize("method", ["maple", "coop", "promptsrc"])
-def test_killed_and_resumed_is_the_same(model, data, method):
+@pytest.fixture(scope="module")
+def context():
+    """Processes that begin with the imports done, and without the threads of this process."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["adapt_jobs"])
+    return context
+
+
+@pytest.mark.parametrize(("method", "kills"), [("maple", (2, 3)), ("promptsrc", (3,))])
+def test_killed_and_resumed_is_the_same(model, data, context, method, kills):
     adapt_jobs.run(model, data, f"{method}-whole", method)
-    context = multiprocessing.get_context("fork")
-    for states in (2, 3):
+    for states in kills:
         arguments = (model, data, f"{method}-cut", method, states)
         process = context.Process(target=adapt_jobs.run_and_kill, args=arguments)
         process.start()
@@ -61,8 +68,7 @@ def test_killed_and_resumed_is_the_same(model, data, method):
     assert not (model / "heads" / f".{method}-cut.train").exists()
 
 
-def test_other_settings_do_not_go_on(model, data):
-    context = multiprocessing.get_context("fork")
+def test_other_settings_do_not_go_on(model, data, context):
     process = context.Process(target=adapt_jobs.run_and_kill, args=(model, data, "mixed", "vpt", 1))
     process.start()
     process.join()
