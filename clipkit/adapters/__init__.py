@@ -1,1 +1,1 @@
-"""Adapters of a frozen dual encoder that are no prompts."""
+"""Adaptation without prompts: caches and adapters beside the towers, low-rank updates of their weights."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clipkit.heads.features import cosine_logits, unit_features
+from clipkit.heads.features import LabelledFeatures, cosine_logits, unit_features
 from clipkit.prompts.class_texts import ClassTexts
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class Head(nn.Module, ABC):
     Config: ClassVar[type]
     """The settings, JSON-ready fields with defaults."""
     changes_image: ClassVar[bool] = False
-    """Whether image features differ from the model's own."""
+    """Whether image features are other than what `from_frozen` makes of the model's own."""
     changes_text: ClassVar[bool] = True
     """Whether the features of classes do."""
     is_transductive: ClassVar[bool] = False
@@ -44,6 +44,8 @@ class Head(nn.Module, ABC):
     """Whether the features of classes differ from image to image; then `text_features` is refused."""
     needs_teacher: ClassVar[bool] = False
     """Whether `prepare` needs another model to learn from."""
+    is_tuned: ClassVar[bool] = False
+    """Whether settings are chosen on validation images, by `tune`."""
 
     def __init__(self, config: Any) -> None:
         super().__init__()
@@ -75,13 +77,20 @@ class Head(nn.Module, ABC):
         head.load_state_dict(dict(tensors), strict=True)
         return head
 
-    def prepare(self, model: DualEncoder, names: Sequence[str], teacher: Teacher | None = None) -> None:
+    def prepare(
+        self,
+        model: DualEncoder,
+        names: Sequence[str],
+        teacher: Teacher | None = None,
+        shots: LabelledFeatures | None = None,
+    ) -> None:
         """Called once before training, before an optimizer sees the parameters.
 
         Args:
             model: the frozen dual encoder.
             names: all classes that are trained.
             teacher: of methods that need one.
+            shots: the images that are trained with, where `changes_image` is False.
         """
 
     @abstractmethod
@@ -90,7 +99,11 @@ class Head(nn.Module, ABC):
 
     def image_features(self, model: DualEncoder, images: Tensor) -> Tensor:
         """(B, 3, H, W) images, as `DualEncoder.encode_image` takes them -> (B, D) fp32, L2-normalised."""
-        return unit_features(model.encode_image(images))
+        return self.from_frozen(unit_features(model.encode_image(images)))
+
+    def from_frozen(self, image_features: Tensor) -> Tensor:
+        """This method's image features (B, D) of the model's own, both L2-normalised."""
+        return image_features
 
     @abstractmethod
     def text_features(self, model: DualEncoder, texts: ClassTexts) -> Tensor:
@@ -114,22 +127,31 @@ class Head(nn.Module, ABC):
 
         Args:
             model: the frozen dual encoder.
-            batch: `label` (B,) int64 in [0, C), and `image`, or `image_features` where they were computed
-                before (possible where `changes_image` is False).
+            batch: `label` (B,) int64 in [0, C), and `image`, or `image_features`, the model's own, where they
+                were computed before (possible where `changes_image` is False).
             texts: of the C classes.
         """
         return F.cross_entropy(self.logits(model, self.batch_features(model, batch), texts), batch["label"])
 
     def batch_features(self, model: DualEncoder, batch: Batch) -> Tensor:
-        """Image features of a batch, computed or as it brings them."""
+        """Image features of a batch, computed or from those that it brings."""
         known = batch.get("image_features")
-        return self.image_features(model, batch["image"]) if known is None else known
+        return self.image_features(model, batch["image"]) if known is None else self.from_frozen(known)
 
     def end_epoch(self, epoch: int, num_epochs: int) -> None:
         """Called after each epoch of training, counted from 1."""
 
     def finish(self) -> None:
         """Called once, after training."""
+
+    def tune(self, model: DualEncoder, validation: LabelledFeatures, texts: ClassTexts) -> None:
+        """Called once after `finish` where `is_tuned` and there are validation images.
+
+        Args:
+            model: the frozen dual encoder.
+            validation: images that were not trained with.
+            texts: of the classes that are trained, which the labels count.
+        """
 
     def training_tensors(self) -> dict[str, Tensor]:
         """What training needs to go on, beside parameters and buffers; nothing that a stored head has."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,6 +11,16 @@ from torch.nn import functional as F
 
 if TYPE_CHECKING:
     from clipkit.model import DualEncoder
+
+
+@dataclass(frozen=True)
+class LabelledFeatures:
+    """Features of labelled images in the model as it is."""
+
+    image_features: Tensor
+    """(N, D) fp32, L2-normalised."""
+    labels: Tensor
+    """(N,) int64, in [0, C)."""
 
 
 def unit_features(features: Tensor) -> Tensor:

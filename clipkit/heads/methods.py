@@ -22,6 +22,9 @@ METHODS = {
     "maple": "clipkit.prompts.maple:Maple",
     "promptsrc": "clipkit.prompts.promptsrc:PromptSrc",
     "promptkd": "clipkit.prompts.promptkd:PromptKd",
+    "tip-adapter": "clipkit.adapters.tip_adapter:TipAdapter",
+    "clip-adapter": "clipkit.adapters.clip_adapter:ClipAdapter",
+    "lora": "clipkit.adapters.lora:Lora",
 }
 """Where the class of each method is; imported when it is asked for."""
 

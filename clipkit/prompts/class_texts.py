@@ -7,7 +7,8 @@ are not computed. Other towers read their texts whole.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,8 @@ from clipkit.text_towers import encode_text, needed_lengths
 
 if TYPE_CHECKING:
     from clipkit.model import DualEncoder
+
+Attachment = Callable[[], AbstractContextManager[None]]
 
 TOKENS_PER_BATCH = 4096
 """Tokens encoded at once; where classes need several batches, activations are recomputed batch by batch."""
@@ -45,12 +48,16 @@ class ClassTexts:
     frozen: dict[str, Tensor] = field(default_factory=dict)
     """Features that a method computed once, by a name of its own."""
 
-    def encode(self, model: DualEncoder, prompts: Sequence[Tensor]) -> Tensor:
+    def encode(
+        self, model: DualEncoder, prompts: Sequence[Tensor], *, attachment: Attachment = nullcontext
+    ) -> Tensor:
         """Features of the classes.
 
         Args:
             model: the frozen dual encoder.
             prompts: for each prompted block (M, width), or (C, M, width) for prompts of each class.
+            attachment: a context that is entered for each run of the tower, also for those in the backward
+                pass that compute activations again.
 
         Returns:
             (C, D), L2-normalised, in fp32.
@@ -58,12 +65,15 @@ class ClassTexts:
         is_shared = all(vectors.ndim == 2 for vectors in prompts)
         if self.packed and is_shared:
             recompute = len(self.packed) > 1
-            parts = [_run(self._encode_packed, model, rows, prompts, recompute) for rows in self.packed]
+            parts = [
+                _run(self._encode_packed, model, rows, prompts, recompute, attachment) for rows in self.packed
+            ]
             features = torch.cat(parts)[self._order(parts[0].device)]
         else:
             batches_of_texts = torch.split(torch.arange(len(self.names)), self._texts_per_batch)
+            recompute = len(batches_of_texts) > 1
             parts = [
-                _run(self._encode_plain, model, texts, _of(texts, prompts), len(batches_of_texts) > 1)
+                _run(self._encode_plain, model, texts, _of(texts, prompts), recompute, attachment)
                 for texts in batches_of_texts
             ]
             features = torch.cat(parts)
@@ -143,13 +153,25 @@ def _of(texts: Tensor, prompts: Sequence[Tensor]) -> list[Tensor]:
     return [vectors if vectors.ndim == 2 else vectors[texts.to(vectors.device)] for vectors in prompts]
 
 
-def _run(encode: Any, model: DualEncoder, rows: Any, prompts: Sequence[Tensor], recompute: bool) -> Tensor:
+def _run(
+    encode: Any,
+    model: DualEncoder,
+    rows: Any,
+    prompts: Sequence[Tensor],
+    recompute: bool,
+    attachment: Attachment = nullcontext,
+) -> Tensor:
     """Encode a batch, in the backward pass again where activations of all batches would be too many."""
+
+    def run() -> Tensor:
+        with attachment():
+            features: Tensor = encode(model, rows, prompts)
+        return features
+
     if recompute and torch.is_grad_enabled():
-        result: Tensor = checkpoint(encode, model, rows, prompts, use_reentrant=False)
+        result: Tensor = checkpoint(run, use_reentrant=False)
         return result
-    direct: Tensor = encode(model, rows, prompts)
-    return direct
+    return run()
 
 
 def class_texts(

@@ -16,6 +16,7 @@ from clipkit.prompts.deep import check_count
 from clipkit.prompts.parts import text_parts
 
 if TYPE_CHECKING:
+    from clipkit.heads.features import LabelledFeatures
     from clipkit.heads.teacher import Teacher
     from clipkit.model import DualEncoder
 
@@ -54,7 +55,13 @@ class Coop(Head):
         super().__init__(config)
         self.context = self._context(model)
 
-    def prepare(self, model: DualEncoder, names: Sequence[str], teacher: Teacher | None = None) -> None:
+    def prepare(
+        self,
+        model: DualEncoder,
+        names: Sequence[str],
+        teacher: Teacher | None = None,
+        shots: LabelledFeatures | None = None,
+    ) -> None:
         """Make the vectors of each class, if they are class-specific; see `Head`."""
         if self.config.class_specific:
             self.config = dataclasses.replace(self.config, class_names=tuple(names))

@@ -23,6 +23,7 @@ from clipkit.prompts.slots import image_slots
 from clipkit.prompts.vpt import Vpt, VptConfig
 
 if TYPE_CHECKING:
+    from clipkit.heads.features import LabelledFeatures
     from clipkit.heads.teacher import Teacher
     from clipkit.model import DualEncoder
 
@@ -63,7 +64,13 @@ class PromptKd(Vpt):
         if config.class_names:
             self._add(model, torch.zeros(len(config.class_names), config.teacher_width))
 
-    def prepare(self, model: DualEncoder, names: Sequence[str], teacher: Teacher | None = None) -> None:
+    def prepare(
+        self,
+        model: DualEncoder,
+        names: Sequence[str],
+        teacher: Teacher | None = None,
+        shots: LabelledFeatures | None = None,
+    ) -> None:
         """Take the features of classes from the teacher.
 
         Raises:

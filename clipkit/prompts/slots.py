@@ -45,7 +45,7 @@ def text_slots(model: Any, prompts: Sequence[Tensor], positions: Tensor) -> Iter
     parts = text_parts(model)
     _check(prompts, len(parts.blocks), parts.width, "text")
     with ExitStack() as stack:
-        stack.enter_context(_keeping_activations(parts.owner))
+        stack.enter_context(keeping_activations(parts.owner))
         for number, vectors in enumerate(prompts):
             edit = _setter(vectors, positions)
             if number == 0:
@@ -73,7 +73,7 @@ def image_slots(model: Any, prompts: Sequence[Tensor]) -> Iterator[None]:
     _check(prompts, len(parts.blocks), parts.width, "image")
     count = prompts[0].shape[-2]
     with ExitStack() as stack:
-        stack.enter_context(_keeping_activations(parts.owner))
+        stack.enter_context(keeping_activations(parts.owner))
         stack.enter_context(_editing_input(parts.entry, lambda tokens: _appended(tokens, prompts[0])))
         for block, vectors in zip(parts.blocks[1:], prompts[1:], strict=False):
             stack.enter_context(_editing_input(block, _last_setter(vectors)))
@@ -82,7 +82,7 @@ def image_slots(model: Any, prompts: Sequence[Tensor]) -> Iterator[None]:
 
 
 @contextmanager
-def _keeping_activations(owner: nn.Module) -> Iterator[None]:
+def keeping_activations(owner: nn.Module) -> Iterator[None]:
     """Activation checkpointing of open_clip, timm and transformers is off, while the context lasts."""
     flags = ("grad_checkpointing", "gradient_checkpointing")
     active = [(part, flag) for part in owner.modules() for flag in flags if vars(part).get(flag) is True]
