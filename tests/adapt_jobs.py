@@ -9,9 +9,17 @@ from clipkit.training.adapt.loop import AdaptJob
 from clipkit.training.adapt.recipe import recipe_of
 from clipkit.training.adapt.state import TrainState
 
+SETTINGS = {
+    "coop": {"num_prompts": 2},
+    "cocoop": {"num_prompts": 2},
+    "tip-adapter": {"train_keys": True},
+    "clip-adapter": {},
+    "lora": {},
+}
+
 
 def job(model, data, name="head", method="maple", **changes):
-    settings = {"num_prompts": 2} if method in ("coop", "cocoop") else {"depth": 1}
+    settings = changes.pop("settings", SETTINGS.get(method, {"depth": 1}))
     recipe = {"method": method, "settings": settings, "lr": 0.05, "batch_size": 4, "epochs": 3, "shots": 3}
     recipe |= {key: changes.pop(key) for key in list(changes) if key in ("shots", "epochs", "batch_size")}
     return AdaptJob(

@@ -97,10 +97,11 @@ class TipAdapter(FrozenClasses):
 
     def logits(self, model: DualEncoder, image_features: Tensor, texts: ClassTexts) -> Tensor:
         """See `Head`."""
+        config: TipAdapterConfig = self.config
         zero_shot = cosine_logits(model, image_features, self.text_features(model, texts))
         with torch.autocast(image_features.device.type, enabled=False):
-            scores = cache_scores(self._affinity(image_features), self._values(texts), self.config.beta)
-            return zero_shot + self.config.alpha * scores
+            scores = cache_scores(self._affinity(image_features), self._values(texts), config.beta)
+            return zero_shot + config.alpha * scores
 
     def tune(self, model: DualEncoder, validation: LabelledFeatures, texts: ClassTexts) -> None:
         """Choose alpha and beta; see `Head`."""

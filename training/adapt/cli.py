@@ -26,7 +26,8 @@ class AdaptOptions:
     """A folder with a folder of images for each class, perhaps below `train` and `test`; or a published
     `split_zhou_NAME.json`, followed by `::FOLDER` where its images are elsewhere."""
     method: str | None = None
-    """maple, ivlp, vpt, promptsrc, coop, cocoop or promptkd; default: the recipe's, or maple."""
+    """maple, ivlp, vpt, promptsrc, coop, cocoop, promptkd, tip-adapter, clip-adapter or lora; default: the
+    recipe's, or maple."""
     recipe: str | None = None
     """A published schedule by name, or a YAML file; default: that of the method's name."""
     name: str | None = None
@@ -51,6 +52,8 @@ class AdaptOptions:
     """The larger model that promptkd learns from."""
     teacher_head: str | None = None
     """A head of the teacher."""
+    merge_into: Path | None = None
+    """Of lora: also write a model directory with the head merged into the weights, which open_clip loads."""
     overwrite: bool = False
     """Replace a head, or an unfinished training, of the same name."""
     quiet: bool = False
@@ -79,6 +82,8 @@ def adapt(model: Path, *, options: Annotated[AdaptOptions, Parameter(name="*")])
     from .loop import adapt as run
 
     recipe, recipe_name = _recipe(options)
+    if options.merge_into is not None and recipe.method != "lora":
+        raise ValueError(f"--merge-into takes a head of lora, {recipe.method} cannot be merged into weights")
     job = AdaptJob(
         model=model,
         data=options.data,
@@ -98,6 +103,8 @@ def adapt(model: Path, *, options: Annotated[AdaptOptions, Parameter(name="*")])
     except AdaptInterruptedError as error:
         print(error, file=sys.stderr)
         return EXIT_INTERRUPTED
+    if options.merge_into is not None and distributed.rank() == 0:
+        _merge(model, job.name, options.merge_into)
     if distributed.local_rank() == 0:
         print(json.dumps(facts, indent=2) if options.as_json else _shown(facts, job.name))
     return 0
@@ -126,6 +133,16 @@ def _recipe(options: AdaptOptions) -> tuple[Any, str]:
     fields = ("shots", "epochs", "lr", "batch_size")
     changes = {field: getattr(options, field) for field in fields if getattr(options, field) is not None}
     return dataclasses.replace(recipe, settings=settings, **changes), name
+
+
+def _merge(model_dir: Path, name: str, place: Path) -> None:
+    """Write a model with the weights that it has with a head of lora."""
+    import clipkit
+    from clipkit.adapters.lora import merged_state_dict
+
+    model = clipkit.load(model_dir)
+    head = model.with_head(name).head
+    model.save(place, state_dict=merged_state_dict(model, head), provenance={"merged head": name})
 
 
 def _shown(facts: dict[str, Any], name: str) -> str:

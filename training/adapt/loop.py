@@ -17,7 +17,13 @@ import clipkit
 from clipkit import distributed
 from clipkit.augment import AugmentConfig
 from clipkit.console import progress
-from clipkit.data.class_splits import ClassSplits, base_classes, few_shot, open_class_splits
+from clipkit.data.class_splits import (
+    ClassSplits,
+    base_classes,
+    few_shot,
+    open_class_splits,
+    validation_shots,
+)
 from clipkit.devices import autocast_of, process_group, warn_if_emulated
 from clipkit.heads.base import Head
 from clipkit.heads.files import check_head_name, head_names, write_head
@@ -28,7 +34,7 @@ from clipkit.prompts.class_texts import ClassTexts
 
 from ..interrupt import Interrupt
 from .accuracy import before_and_after
-from .pictures import FrozenFeatures, RandomViews, readable
+from .pictures import FrozenFeatures, RandomViews, frozen_features, readable
 from .recipe import Recipe
 from .schedule import learning_rate
 from .seeds import seed_of
@@ -100,17 +106,21 @@ class _Training:
         device = model.logit_scale.device
         self.precision = autocast_of(job.precision, device)
         wanted = base_classes(splits.names) if job.split == "base" else list(range(len(splits.names)))
-        train = splits.of_classes(wanted).train
+        of_wanted = splits.of_classes(wanted)
+        train, self.val = of_wanted.train, of_wanted.val
         found = readable(train.rows(few_shot(train.labels, self.recipe.shots, job.seed)))
         self.files, self.unreadable = found.files, found.unreadable
         self.names = self.files.classnames or ()
         torch.manual_seed(job.seed)
         self.head: Head = build_head(self.recipe.method, model, settings)
-        self.head.prepare(model, self.names, self._teacher())
+        self.views = self._views()
+        known = self.views.known if isinstance(self.views, FrozenFeatures) else None
+        self.head.prepare(model, self.names, self._teacher(), known)
         self.head.to(device)
         self._check_ranks()
         self.batch_size = min(self.recipe.batch_size, len(self.files))
-        self.num_epochs = self.recipe.num_epochs(self.recipe.shots)
+        learns = any(parameter.requires_grad for parameter in self.head.parameters())
+        self.num_epochs = self.recipe.num_epochs(self.recipe.shots) if learns else 0
         self.steps_per_epoch = len(self.files) // self.batch_size
         self.optimizer = _optimizer(self.head, self.recipe)
         self.scaler = torch.amp.GradScaler(device.type, enabled=job.precision == "fp16")
@@ -128,7 +138,6 @@ class _Training:
         distributed.barrier()
         step = self._resume()
         texts = self.head.class_texts(self.model, self.names)
-        views = self._views()
         self.head.train()
         total, is_main = self.num_epochs * self.steps_per_epoch, distributed.rank() == 0
         began = saved = time.monotonic()
@@ -140,7 +149,7 @@ class _Training:
         ):
             for epoch, rows in self._batches(step):
                 self._set_rate(epoch)
-                self._step(views, epoch, rows, texts)
+                self._step(epoch, rows, texts)
                 step += 1
                 if step % self.steps_per_epoch == 0:
                     self.head.end_epoch(epoch + 1, self.num_epochs)
@@ -158,17 +167,23 @@ class _Training:
                     )
         self.seconds += time.monotonic() - began
         self.head.finish()
+        self._tune(texts)
         return self._store(step)
 
-    def _step(
-        self, views: RandomViews | FrozenFeatures, epoch: int, rows: list[int], texts: ClassTexts
-    ) -> None:
+    def _tune(self, texts: ClassTexts) -> None:
+        """Let the head choose settings on validation images, where there are any."""
+        shots = validation_shots(self.recipe.shots)
+        files = self.val.rows(few_shot(self.val.labels, shots, self.job.seed))
+        if self.head.is_tuned and len(files):
+            self.head.tune(self.model, frozen_features(self.model, files, self.precision), texts)
+
+    def _step(self, epoch: int, rows: list[int], texts: ClassTexts) -> None:
         """One step on this rank's share of a batch; gradients are means over the whole batch."""
         own = rows[distributed.rank() :: distributed.world_size()]
         self.optimizer.zero_grad(set_to_none=False)
         if own:
             with self.precision:
-                loss = self.head.loss(self.model, views.batch(epoch, own), texts)
+                loss = self.head.loss(self.model, self.views.batch(epoch, own), texts)
             scaled: Any = self.scaler.scale(loss * (len(own) / len(rows)))
             scaled.backward()
             self.loss = float(loss.detach())
@@ -193,7 +208,7 @@ class _Training:
 
     def _views(self) -> RandomViews | FrozenFeatures:
         if not self.head.changes_image:
-            return FrozenFeatures(self.model, self.head, self.files, self.precision)
+            return FrozenFeatures(self.model, self.files, self.precision)
         augment = AugmentConfig(scale=(self.recipe.min_scale, 1.0), horizontal_flip=self.recipe.flip)
         return RandomViews(self.model, self.files, augment, self.job.seed)
 
@@ -276,7 +291,7 @@ class _Training:
                 "seconds": round(self.seconds, 3),
                 "images": len(self.files),
                 "unreadable": len(self.unreadable),
-                "loss": self.loss,
+                "loss": self.loss if step else None,
                 "precision": self.job.precision,
                 "parameters": sum(parameter.numel() for parameter in self.head.parameters()),
                 **{name: getattr(self.recipe, name) for name in ("optimizer", "lr", "batch_size")},
@@ -292,6 +307,8 @@ class _Training:
 
 def _optimizer(head: Head, recipe: Recipe) -> torch.optim.Optimizer:
     parameters = [parameter for parameter in head.parameters() if parameter.requires_grad]
+    if not parameters:  # a head that learns nothing takes no step, and an optimizer refuses an empty list
+        parameters = [torch.nn.Parameter(torch.zeros(0))]
     if recipe.optimizer == "adamw":
         return torch.optim.AdamW(parameters, lr=recipe.lr, weight_decay=recipe.weight_decay)
     return torch.optim.SGD(parameters, lr=recipe.lr, momentum=0.9, weight_decay=recipe.weight_decay)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from clipkit.data.evaluation import build_eval_loader
 from clipkit.data.problems import SampleError
 from clipkit.dual_encoder import DualEncoder
 from clipkit.heads.base import Batch, Head
+from clipkit.heads.features import LabelledFeatures, unit_features
 from clipkit.images import ImageError, decode_image
 
 from .seeds import seed_of
@@ -78,28 +80,42 @@ class RandomViews:
 class FrozenFeatures:
     """Batches of features of whole images, computed once: for heads that leave the image tower alone."""
 
-    def __init__(
-        self, model: DualEncoder, head: Head, files: LabelledFiles, precision: torch.autocast
-    ) -> None:
-        self._features = image_features(model, head, files, precision)[0]
-        self._labels = files.labels.to(self._features.device)
+    def __init__(self, model: DualEncoder, files: LabelledFiles, precision: torch.autocast) -> None:
+        self.known = frozen_features(model, files, precision)
 
     def batch(self, epoch: int, rows: Sequence[int]) -> Batch:
         """`image_features` (b, D) and `label` (b,) of images `rows`."""
-        return {"image_features": self._features[list(rows)], "label": self._labels[list(rows)]}
+        picked = list(rows)
+        return {"image_features": self.known.image_features[picked], "label": self.known.labels[picked]}
 
 
-@torch.no_grad()
+def frozen_features(model: DualEncoder, files: LabelledFiles, precision: torch.autocast) -> LabelledFeatures:
+    """Features, in the model as it is, of the images that can be read."""
+
+    def encode(images: Tensor) -> Tensor:
+        return unit_features(model.encode_image(images))
+
+    features, labels, _ = _encoded(model, encode, files, precision)
+    return LabelledFeatures(features, labels)
+
+
 def image_features(
     model: DualEncoder, head: Head, files: LabelledFiles, precision: torch.autocast
 ) -> tuple[Tensor, Tensor, int]:
     """Features (N, D) with labels (N,) of the images that can be read, and how many cannot."""
+    return _encoded(model, partial(head.image_features, model), files, precision)
+
+
+@torch.no_grad()
+def _encoded(
+    model: DualEncoder, encode: Callable[[Tensor], Tensor], files: LabelledFiles, precision: torch.autocast
+) -> tuple[Tensor, Tensor, int]:
     device = model.logit_scale.device
     loader = build_eval_loader(files, transform=model.preprocess(), batch_size=64, rank=0, world_size=1)
     features, labels = [], []
     for batch in loader:
         with precision:
-            features.append(head.image_features(model, batch["image"].to(device)))
+            features.append(encode(batch["image"].to(device)))
         labels.append(batch["label"].to(device))
     if not features:
         raise ValueError(f"no image of the part {files.name} can be read")
