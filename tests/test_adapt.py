@@ -8,8 +8,9 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from small_models import RESNET, small_model
+from small_models import RESNET, images_for, small_model
 
+import clipkit
 from clipkit.cli import main
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (30, 40, 210)}
@@ -86,6 +87,48 @@ def test_two_ranks_are_as_one(model, data, ranks, method):
     one, two = tensors(model, f"{method}-one"), tensors(model, f"{method}-two")
     for key in one:
         torch.testing.assert_close(two[key], one[key], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["tip-adapter", "clip-adapter", "lora"])
+def test_adapters_killed_and_resumed_are_the_same(model, data, method):
+    facts = adapt_jobs.run(model, data, f"{method}-whole", method)
+    assert facts["training"]["steps"] == 6
+    context = multiprocessing.get_context("fork")
+    process = context.Process(target=adapt_jobs.run_and_kill, args=(model, data, f"{method}-cut", method, 3))
+    process.start()
+    process.join()
+    assert process.exitcode == -9
+    again = adapt_jobs.run(model, data, f"{method}-cut", method)
+    assert_equal(tensors(model, f"{method}-whole"), tensors(model, f"{method}-cut"))
+    assert again["config"] == facts["config"]
+
+
+def test_tip_adapter_needs_no_training(model, data):
+    facts = adapt_jobs.run(model, data, "cache", "tip-adapter", settings={}, split="base")
+    assert (facts["training"]["steps"], facts["training"]["parameters"], facts["training"]["loss"]) == (
+        0,
+        0,
+        None,
+    )
+    assert facts["config"]["num_keys"] == 6
+    assert facts["config"]["cache_classes"] == ("blue", "green")
+    stored = json.loads((model / "heads" / "cache.json").read_text())
+    assert stored["config"]["alpha"] == facts["config"]["alpha"]
+
+
+def test_lora_is_merged_into_a_model_of_its_own(model, data, tmp_path, capsys):
+    flags = ["--data", str(data), "--epochs", "2", "--lr", "0.01", "--shots", "2", "--name", "low", "--quiet"]
+    merged = tmp_path / "merged"
+    assert main(["adapt", str(model), *flags, "--method", "maple", "--merge-into", str(merged)]) == 2
+    assert "maple cannot be merged into weights" in capsys.readouterr().err
+    assert main(["adapt", str(model), *flags, "--method", "lora", "--merge-into", str(merged)]) == 0
+    adapted, plain = clipkit.load(model).with_head("low"), clipkit.load(merged)
+    images = images_for(plain)
+    with torch.no_grad():
+        found = plain.encode_image(images, normalize=True)
+    torch.testing.assert_close(found, adapted.encode_image(images), rtol=0, atol=1e-5)
+    assert not torch.equal(found, clipkit.load(model).encode_image(images, normalize=True))
+    assert json.loads((merged / "clipkit.json").read_text())["provenance"]["merged head"] == "low"
 
 
 def test_command_tells_before_and_after(model, data, capsys):

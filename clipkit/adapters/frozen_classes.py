@@ -25,10 +25,10 @@ class FrozenClassesConfig:
     """Prompts with `{c}` for the class name; a class is the mean of their features."""
 
     def __post_init__(self) -> None:
-        lacking = [template for template in self.templates if "{c}" not in template]
+        lacking = [repr(template) for template in self.templates if "{c}" not in template]
         if lacking or not self.templates:
             raise ValueError(
-                f"templates need {{c}} where the class name goes, got {lacking[0] if lacking else 'none'!r}"
+                f"templates need {{c}} where the class name goes, got {lacking[0] if lacking else 'none'}"
             )
 
 
