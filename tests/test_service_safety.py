@@ -120,6 +120,7 @@ def test_large_bodies(client: httpx.Client) -> None:
     refused(client.post("/search", json={"text": "x" * LIMIT}), 413)
     refused(client.post("/v1/embeddings", content=b"x" * (LIMIT + 1)), 413)
     refused(client.post("/search", content=b"x" * 20 * LIMIT), 413)
+    refused(client.post("/search", files={"image": b"\0" * 100_000_000}), 413, str(LIMIT))
 
     def chunks() -> Iterator[bytes]:  # without a Content-Length
         for _ in range(5):
