@@ -60,7 +60,7 @@ def main() -> None:
     if options.no_result:
         print(body)
     else:
-        write_result("serve_memory", "Memory of the service", body, command=["python", *sys.argv])
+        write_result("serve_memory", "Memory of the service", body, command=sys.argv)
 
 
 def prepare(folder: Path) -> Path:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from .classifier import Classifier
 from .scoring import ClassExplanation, explain
+
+if TYPE_CHECKING:
+    from clipkit.heads.adapted import AdaptedEncoder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +21,7 @@ class Prediction:
 
     class_name: str
     score: float
-    """Cosine, or mean of cosines."""
+    """Cosine, or mean of cosines; of a head its logit over the logit scale."""
     probability: float
     """Of the softmax over all classes at the model's logit scale."""
 
@@ -66,28 +69,56 @@ def answers(
         top: classes of each answer.
         with_explanations: whether to say why.
     """
-    names = classifier.prompt_set.class_names
+    prompts = classifier.prompt_set
     scores = classifier.scores(image_features)
-    probabilities = (logit_scale * scores).softmax(dim=1)
-    for row, path in enumerate(paths):
-        best = scores[row].sort(descending=True, stable=True).indices[:top].tolist()
-        predictions = tuple(
-            Prediction(
-                class_name=names[index],
-                score=float(scores[row, index]),
-                probability=float(probabilities[row, index]),
-            )
-            for index in best
-        )
+    rows = _ranked(prompts.class_names, scores, (logit_scale * scores).softmax(dim=1), top)
+    for row, (path, predictions) in enumerate(zip(paths, rows, strict=True)):
         reasons: list[ClassExplanation] = []
         if with_explanations:
-            prompts = classifier.prompt_set
             reasons = explain(
                 image_features[row],
                 classifier.prompt_features,
                 prompts.class_of_prompt,
                 prompts.shown,
-                names,
+                prompts.class_names,
                 scores=scores[row],
             )
         yield Answer(path=path, predictions=predictions, explanations=tuple(reasons))
+
+
+def answers_of_head(
+    head: AdaptedEncoder,
+    class_names: Sequence[str],
+    image_features: Tensor,
+    paths: Sequence[str],
+    *,
+    top: int,
+) -> Iterator[Answer]:
+    """Answers of an adapted model, without explanations; a score is a logit over the logit scale.
+
+    Args:
+        head: with its model.
+        class_names: C classes.
+        image_features: (N, D), of the head.
+        paths: of the N images.
+        top: classes of each answer.
+    """
+    logits = head.logits_of_features(image_features, class_names)
+    scores = logits / head.model.logit_scale.detach().exp().cpu()
+    rows = _ranked(class_names, scores, logits.softmax(dim=1), top)
+    for path, predictions in zip(paths, rows, strict=True):
+        yield Answer(path=path, predictions=predictions, explanations=())
+
+
+def _ranked(
+    names: Sequence[str], scores: Tensor, probabilities: Tensor, top: int
+) -> Iterator[tuple[Prediction, ...]]:
+    """The best classes of each row of (N, C) scores."""
+    order = scores.sort(dim=1, descending=True, stable=True).indices[:, :top]
+    for best, own, probability in zip(order.tolist(), scores, probabilities, strict=True):
+        yield tuple(
+            Prediction(
+                class_name=names[index], score=float(own[index]), probability=float(probability[index])
+            )
+            for index in best
+        )

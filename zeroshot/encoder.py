@@ -22,6 +22,7 @@ from clipkit.evaluation import encode_texts
 from clipkit.feature_cache import FeatureCache, content_key
 
 if TYPE_CHECKING:
+    from clipkit.heads.adapted import AdaptedEncoder
     from clipkit.model import DualEncoder
 
 Progress = Callable[[int], None]
@@ -53,18 +54,30 @@ class Encoder:
     In a job of several ranks all of them call it together, each encodes its share, and all get everything.
     """
 
-    def __init__(self, model: DualEncoder, cache: FeatureCache | None, *, precision: str = "fp32") -> None:
+    def __init__(
+        self,
+        model: DualEncoder,
+        cache: FeatureCache | None,
+        *,
+        precision: str = "fp32",
+        head: AdaptedEncoder | None = None,
+    ) -> None:
         """Wrap a model.
 
         Args:
             model: on the device to compute on; put in evaluation mode.
             cache: of this model; None computes everything anew.
             precision: of the towers, `fp32`, `bf16` or `fp16`; features are normalised in fp32.
+            head: of this model, whose image features are wanted; texts are those of the model.
         """
         self.model = model.eval()
         self._cache = cache
         self._device = model.logit_scale.device
         self._kind = "" if precision == "fp32" else f"/{precision}"
+        self._head = head
+        self._image_kind = self._kind
+        if head is not None and head.head.changes_image:
+            self._image_kind += f"/head {head.facts['tensors_sha256']}"
         self._autocast = partial(autocast_of, precision, self._device)
         warn_if_emulated(precision, self._device)
 
@@ -128,7 +141,7 @@ class Encoder:
     def _own_images(
         self, source: Source, numbers: Sequence[int], batch_size: int, num_workers: int, progress: Progress
     ) -> EncodedImages:
-        keys, samples, unreadable = _read(source, numbers, f"image{self._kind}")
+        keys, samples, unreadable = _read(source, numbers, f"image{self._image_kind}")
         known = {} if self._cache is None else self._cache.read(keys.values())
         num_from_cache = sum(key in known for key in keys.values())
         progress(len(unreadable) + num_from_cache)
@@ -138,7 +151,7 @@ class Encoder:
         loader = self._loader(Subset(source, new), batch_size, num_workers) if new else None
         for batch in loader or ():
             with self._autocast():
-                features = self.model.encode_image(batch["image"].to(self._device))
+                features = self._encode(batch["image"].to(self._device))
             done = [new[place] for place in batch["index"].tolist()]
             unit = F.normalize(features.float(), dim=-1).cpu()
             computed = {keys[number]: feature for number, feature in zip(done, unit, strict=True)}
@@ -149,12 +162,26 @@ class Encoder:
         unreadable |= {number: reasons[key] for number, key in keys.items() if key not in known}
         readable = [number for number, key in keys.items() if key in known]
         return EncodedImages(
-            features=_stack([known[keys[number]] for number in readable], self.model.embed_dim),
+            features=self._of_head(
+                _stack([known[keys[number]] for number in readable], self.model.embed_dim)
+            ),
             index=torch.tensor(readable, dtype=torch.int64),
             samples=tuple(samples[number] for number in readable),
             unreadable=dict(sorted(unreadable.items())),
             num_from_cache=num_from_cache,
         )
+
+    def _encode(self, images: Tensor) -> Tensor:
+        """Features that are cached: the head's where it changes the tower, else the model's own."""
+        if self._head is not None and self._head.head.changes_image:
+            return self._head.encode_image(images)
+        return self.model.encode_image(images)
+
+    def _of_head(self, image_features: Tensor) -> Tensor:
+        """What the head makes of features that are cached."""
+        if self._head is None or self._head.head.changes_image:
+            return image_features
+        return self._head.head.from_frozen(image_features.to(self._device)).cpu()
 
     def _loader(self, source: Source, batch_size: int, num_workers: int) -> EvalLoader:
         return build_eval_loader(
