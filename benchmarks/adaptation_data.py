@@ -1,8 +1,8 @@
-"""Data of the adaptation benchmark: what a small base model is trained on, and four sets that it is adapted to.
+"""Data of the adaptation benchmark: what a small base model sees, and four sets to adapt it to.
 
-No image is in two parts. Of every class of the three photo sets a part goes to the base model, with captions
-made from the label, and the rest into `split_zhou_NAME.json` (train, val, test), the format of CoOp's splits.
-The scenes of the base model and those of the set come from different draws.
+No image is in two parts. Of every class of the three photo sets a part goes to the base model, with
+captions made from the label, and the rest into `split_zhou_NAME.json` (train, val, test), the format of
+CoOp's splits. The scenes of the base model and those of the set come from different draws.
 """
 
 from __future__ import annotations

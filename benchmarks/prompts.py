@@ -4,13 +4,15 @@
     python benchmarks/prompts.py --class-names names.txt        # a name a line
     python benchmarks/prompts.py --num-classes 1000 --repeats 3
 
-The published way (multimodal-prompt-learning, `trainers/maple.py` and its `clip/model.py`) encodes the text of
-every class in full, at the context length, in every step: an explicit loop over the blocks, with prompts
-concatenated and replaced. Here it runs over the same open_clip modules, with the same prompts, frozen weights
-without gradients, and the same loss. Weights and images are random; forward and backward, without the optimiser.
+The published way (multimodal-prompt-learning, `trainers/maple.py` and its `clip/model.py`) encodes the text
+of every class in full, at the context length, in every step: an explicit loop over the blocks, with prompts
+concatenated and replaced. Here it runs over the same open_clip modules, with the same prompts, frozen
+weights without gradients, and the same loss. Weights and images are random; forward and backward, without
+the optimiser.
 
-Contestants take turns in one process; ratios are those of the same turn. Memory is the rise of the resident set's
-peak over its level with model and texts there (on a GPU: of the allocator's), in a process of its own.
+Contestants take turns in one process; ratios are those of the same turn. Memory is the rise of the resident
+set's peak over its level with model and texts there (on a GPU: of the allocator's), in a process of its
+own.
 """
 
 from __future__ import annotations
@@ -67,7 +69,8 @@ def make_task(names: list[str], batch_size: int, architecture: str) -> Task:
     torch.manual_seed(0)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = clipkit.create(architecture).requires_grad_(False).to(device)
-    depth = min(MapleConfig().depth, len(text_parts(model.model).blocks), len(image_parts(model.model).blocks))
+    towers = text_parts(model.model), image_parts(model.model)
+    depth = min(MapleConfig().depth, *(len(tower.blocks) for tower in towers))
     head = Maple(model, MapleConfig(depth=depth)).to(device)
     return Task(
         model=model,
@@ -81,9 +84,9 @@ def make_task(names: list[str], batch_size: int, architecture: str) -> Task:
 def published_loss(task: Task) -> Tensor:
     """Cross-entropy over all classes, every text encoded in full."""
     model = task.model.model
-    image_features = F.normalize(published_image_features(model, task.images, task.head.image_prompts()), dim=-1)
-    text_features = F.normalize(published_text_features(model, task.texts, task.head.text_prompts()), dim=-1)
-    logits = model.logit_scale.exp() * image_features @ text_features.T
+    images = published_image_features(model, task.images, task.head.image_prompts())
+    texts = published_text_features(model, task.texts, task.head.text_prompts())
+    logits = model.logit_scale.exp() * F.normalize(images, dim=-1) @ F.normalize(texts, dim=-1).T
     return F.cross_entropy(logits.float(), task.labels)
 
 
@@ -99,8 +102,8 @@ def published_text_features(model: Any, texts: ClassTexts, prompts: Any) -> Tens
             own = prompts[number].expand(num_texts, -1, -1)
             hidden = torch.cat([hidden[:, :1], own, hidden[:, 1 + count :]], dim=1)
         hidden = block(hidden, attn_mask=model.attn_mask)
-    hidden = model.ln_final(hidden)
-    return hidden[torch.arange(num_texts, device=hidden.device), tokens.argmax(dim=-1)] @ model.text_projection
+    places = torch.arange(num_texts, device=hidden.device), tokens.argmax(dim=-1)
+    return model.ln_final(hidden)[places] @ model.text_projection
 
 
 def published_image_features(model: Any, images: Tensor, prompts: Any) -> Tensor:
@@ -150,7 +153,10 @@ def peak_rise(loss: Callable[[], Tensor], task: Task) -> int:
     return resident("VmHWM") - before
 
 
-def gradients(contestant: str, task: Task) -> tuple[float, dict[str, Tensor]]:
+LossAndGradients = tuple[float, dict[str, Tensor]]
+
+
+def gradients(contestant: str, task: Task) -> LossAndGradients:
     """Loss, and the gradient of every parameter of the head."""
     task.head.zero_grad()
     loss = loss_of(contestant, task)()
@@ -162,7 +168,7 @@ def gradients(contestant: str, task: Task) -> tuple[float, dict[str, Tensor]]:
     return loss.item(), {name: gradient.double() for name, gradient in found.items() if gradient is not None}
 
 
-def differences(found: tuple[float, dict[str, Tensor]], right: tuple[float, dict[str, Tensor]]) -> list[float]:
+def differences(found: LossAndGradients, right: LossAndGradients) -> list[float]:
     """Relative difference of the losses, and the largest of the gradients, each by its norm."""
     loss = abs(found[0] - right[0]) / abs(right[0])
     return [loss, max(float((found[1][k] - g).norm() / g.norm()) for k, g in right[1].items())]
@@ -179,8 +185,9 @@ def agreement(task: Task) -> str:
             rows.append(f"| {dtype} | {name} | {loss:.1e} | {gradient:.1e} |")
     num_tensors = len(right[1])
     return (
-        f"Relative difference to the published step: of the loss, and of the gradient (by its norm), the largest "
-        f"of the {num_tensors} parameters of the head.\n\n"
+        f"Relative difference to the published step: of the loss, and of the gradient (by its norm) "
+        f"the largest of the {num_tensors} parameters of the head; clipkit's features and scores are fp32 in "
+        "any case.\n\n"
         "| precision | step | loss | gradient |\n|---|---|---|---|\n" + "\n".join(rows) + "\n"
     )
 
@@ -197,10 +204,10 @@ def compare(task: Task, repeats: int, memory: dict[str, int]) -> str:
     rows = []
     for name in CONTESTANTS:
         took = seconds[name]
-        ratios = [theirs / mine for theirs, mine in zip(seconds[PUBLISHED], took, strict=True)]
+        lead = [theirs / mine for theirs, mine in zip(seconds[PUBLISHED], took, strict=True)]
         rows.append(
             f"| {name} | {_num_columns(name, task):,} | {statistics.median(took):.3f} ({min(took):.3f} to "
-            f"{max(took):.3f}) | **{statistics.median(ratios):.2f}** ({min(ratios):.2f} to {max(ratios):.2f}) "
+            f"{max(took):.3f}) | **{statistics.median(lead):.2f}** ({min(lead):.2f} to {max(lead):.2f}) "
             f"| {memory[name] / 2**20:,.0f} | **{memory[name] / memory[PUBLISHED]:.2f}** |"
         )
     return (
@@ -221,8 +228,8 @@ def _num_columns(contestant: str, task: Task) -> int:
 WHAT = """\
 What is done for it, none of which changes a feature:
 
-- what stands before the class name, prompts included, is the same for every class, and in a causal tower does not
-  depend on what follows: it is computed once a row, and many class names share a row;
+- what stands before the class name, prompts included, is the same for every class, and in a causal tower
+  does not depend on what follows: it is computed once a row, and many class names share a row;
 - columns behind the end-of-text token of a class are not computed.
 
 """
@@ -256,8 +263,8 @@ def main() -> None:
     count = sum(parameter.numel() for parameter in task.head.parameters())
     body = (
         f"{arguments.architecture}, batch {arguments.batch_size}, {len(names)} classes, fp32, "
-        f"{torch.get_num_threads()} threads; {count:,} parameters are trained. Forward and backward, median of "
-        f"{arguments.repeats} interleaved turns.\n\n"
+        f"{torch.get_num_threads()} threads; {count:,} parameters are trained. Forward and backward, median "
+        f"of {arguments.repeats} interleaved turns.\n\n"
         f"{compare(task, arguments.repeats, memory)}\n{WHAT}## Agreement\n\n{agreement(task)}"
     )
     write_result("prompts", "A step of MaPLe", body, command=["benchmarks/prompts.py", *sys.argv[1:]])
