@@ -27,6 +27,7 @@ bench: $(STAMP)
 	$(BIN)/pip install --quiet --editable '.[bench]'
 	$(BIN)/python benchmarks/train.py
 	$(BIN)/python benchmarks/loss.py
+	$(BIN)/python benchmarks/prompts.py
 
 $(STAMP): setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
