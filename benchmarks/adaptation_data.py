@@ -57,6 +57,26 @@ def prepare(shared: Path, work: Path) -> None:
     _scenes(work)
 
 
+def describe(work: Path) -> str:
+    """What went where: images of each part, a table."""
+    rows = []
+    for name in SETS:
+        content = json.loads((work / name / f"split_zhou_{name}.json").read_text(encoding="utf-8"))
+        if name in PHOTO_SETS:
+            with (work / f"{name}.csv").open(encoding="utf-8") as file:
+                num_seen = len({row["filepath"] for row in csv.DictReader(file)})
+        else:
+            num_seen = SCENES.num_train_objects
+        counts = " | ".join(f"{len(content[part]):,}" for part in ("train", "val", "test"))
+        rows.append(f"| {name} | {num_seen:,} | {counts} |")
+    return (
+        "Images, in disjoint parts. The base model has seen all classes (of the scenes all but 8 of 64), "
+        "with captions made from labels, and the 5,997 captioned training photos of Flickr8k.\n\n"
+        "| set | seen by the base model | to draw 16 a class from | validation | test |\n"
+        "|---|---|---|---|---|\n" + "\n".join(rows) + "\n"
+    )
+
+
 def _divide(tar_path: Path, work: Path, name: str, photo_set: PhotoSet) -> None:
     groups: dict[str, list[tuple[str, bytes]]] = defaultdict(list)
     with tarfile.open(tar_path) as tar:
