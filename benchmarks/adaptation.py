@@ -204,7 +204,11 @@ def report(work: Path, runs: Sequence[Run], recipes: dict[str, Recipe], sets: Se
             + table([run for run in runs if run.set == name])
         )
     lines = [f"{method}: {asdict(recipe)}" for method, recipe in recipes.items()]
-    parts.append("## Recipes\n\n```\n" + "\n".join(lines) + "\n```\n")
+    parts.append(
+        "## Recipes\n\nOne for all sets, chosen by validation images; see adaptation_recipes.yaml.\n\n```\n"
+        + "\n".join(lines)
+        + "\n```\n"
+    )
     return "\n".join(parts)
 
 

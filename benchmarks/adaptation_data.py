@@ -25,21 +25,18 @@ SKETCH = ("a sketch of a {c}", "a drawing of a {c}", "a {c}")
 
 @dataclass(frozen=True)
 class PhotoSet:
-    """A tar of labelled images, and shares of each class: what is left over is not used."""
+    """A tar of labelled images and how each class is divided: shares for the base model, train and val."""
 
     tar: str
     base_model: float
     train: float
     val: float
-    test: float
-    base_model_sketches: float | None = None
-    """Another share of sketches for the base model, where it is to know them less well."""
 
 
 PHOTO_SETS = {
-    "cifar10": PhotoSet("cifar10_jpg_8k.tar", 0.15, 0.15, 0.10, 0.25),
-    "clothing": PhotoSet("clothing_train_112.tar", 0.40, 0.20, 0.15, 0.25),
-    "pacs": PhotoSet("pacs_photo_sketch_64.tar", 0.40, 0.20, 0.15, 0.25, base_model_sketches=0.10),
+    "cifar10": PhotoSet("cifar10_jpg_8k.tar", 0.50, 0.15, 0.10),
+    "clothing": PhotoSet("clothing_train_112.tar", 0.50, 0.20, 0.10),
+    "pacs": PhotoSet("pacs_photo_sketch_64.tar", 0.40, 0.20, 0.10),
 }
 SETS = (*PHOTO_SETS, "scenes")
 SCENES = SceneShards(num_train=1, num_train_objects=4_000, num_val=1, num_objects=64 * 40)
@@ -92,10 +89,10 @@ def _divide(tar_path: Path, work: Path, name: str, photo_set: PhotoSet) -> None:
         class_name = group.rsplit("/", 1)[-1]
         templates = SKETCH if group.startswith("sketch") else PLAIN
         for path, share in _shares(members):
-            part = _part(share, photo_set, is_sketch=group.startswith("sketch"))
+            part = _part(share, photo_set)
             if part == "base":
                 captions += [(f"{name}/{path}", text.format(c=class_name)) for text in templates]
-            elif part:
+            else:
                 parts[part].append((path, names.index(class_name), class_name))
         for path, content in members:
             _write(work / name / path, content)
@@ -111,17 +108,12 @@ def _shares(members: list[tuple[str, bytes]]) -> Iterator[tuple[str, float]]:
         yield path, places.setdefault(digest, number / len(ordered))
 
 
-def _part(place: float, photo_set: PhotoSet, *, is_sketch: bool) -> str:
-    """Where an image at this place in [0, 1) of its class goes; empty for nowhere."""
-    base = photo_set.base_model
-    if is_sketch and photo_set.base_model_sketches is not None:
-        base = photo_set.base_model_sketches
-    shares = {"base": base, "train": photo_set.train, "val": photo_set.val, "test": photo_set.test}
-    for part, share in shares.items():
-        place -= share
-        if place < -1e-9:
+def _part(share: float, photo_set: PhotoSet) -> str:
+    for part in ("base", "train", "val"):
+        share -= photo_set.base_model if part == "base" else getattr(photo_set, part)
+        if share < -1e-9:
             return part
-    return ""
+    return "test"
 
 
 def _flickr(folder: Path, work: Path) -> None:
