@@ -49,9 +49,10 @@ class Run:
     seed: int
     recipe: str
     base: float
-    new: float
+    new: float | None
+    """None of a method that knows no classes but those it was trained with."""
     zero_shot_base: float
-    zero_shot_new: float
+    zero_shot_new: float | None
     seconds: float
     megabytes: float
 
@@ -145,16 +146,20 @@ def _measured(name: str, job: AdaptJob) -> Run:
     Path("/proc/self/clear_refs").write_text("5")
     facts = adapt(job)
     peak = resident("VmHWM") - before
-    found = facts["accuracy"]
+    found = {
+        part: {when: 100 * share for when, share in shares.items()}
+        for part, shares in facts["accuracy"].items()
+    }
+    new = found.get("new", {"before": None, "after": None})
     return Run(
         set=name,
         method=job.recipe_name,
         seed=job.seed,
         recipe=str(job.recipe),
-        base=100 * found["base"]["after"],
-        new=100 * found["new"]["after"],
-        zero_shot_base=100 * found["base"]["before"],
-        zero_shot_new=100 * found["new"]["before"],
+        base=found["base"]["after"],
+        new=new["after"],
+        zero_shot_base=found["base"]["before"],
+        zero_shot_new=new["before"],
         seconds=facts["training"]["seconds"],
         megabytes=peak / 1e6,
     )
@@ -167,20 +172,26 @@ def harmonic_mean(base: float, new: float) -> float:
 
 def table(runs: Sequence[Run]) -> str:
     """Rows by method, of one set."""
-    first = runs[0]
+    first = next(run for run in runs if run.new is not None)
     frozen = first.zero_shot_base, first.zero_shot_new
     rows = [f"| {ZERO_SHOT} | {frozen[0]:.2f} | {frozen[1]:.2f} | {harmonic_mean(*frozen):.2f} | | 0 | |"]
     for method in dict.fromkeys(run.method for run in runs):
         own = [run for run in runs if run.method == method]
+        cost = (
+            f"{statistics.median(run.seconds for run in own):.1f} "
+            f"| {statistics.median(run.megabytes for run in own):,.0f} |"
+        )
+        bases = [run.base for run in own]
+        base = f"| {method} | {statistics.fmean(bases):.2f} ± {_spread(bases):.2f}"
+        if any(run.new is None for run in own):
+            rows.append(f"{base} | | | | {cost}")
+            continue
         means = [statistics.fmean(getattr(run, part) for run in own) for part in ("base", "new")]
         harmonic = [harmonic_mean(run.base, run.new) for run in own]
         rows.append(
-            f"| {method} | {means[0]:.2f} ± {_spread([run.base for run in own]):.2f} "
-            f"| {means[1]:.2f} ± {_spread([run.new for run in own]):.2f} "
+            f"{base} | {means[1]:.2f} ± {_spread([run.new for run in own]):.2f} "
             f"| **{harmonic_mean(*means):.2f}** ± {_spread(harmonic):.2f} "
-            f"| {harmonic_mean(*means) - harmonic_mean(*frozen):+.2f} "
-            f"| {statistics.median(run.seconds for run in own):.1f} "
-            f"| {statistics.median(run.megabytes for run in own):,.0f} |"
+            f"| {harmonic_mean(*means) - harmonic_mean(*frozen):+.2f} | {cost}"
         )
     return (
         "| method | base | new | harmonic mean | to zero-shot | seconds | MB |\n"
