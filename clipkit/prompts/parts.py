@@ -79,7 +79,9 @@ def checked_depth(depth: int, *towers: TowerParts) -> int:
     """
     most = min(len(tower.blocks) for tower in towers)
     if not 1 <= depth <= most:
-        raise ValueError(f"depth must be 1 to {most} for the towers of this model, got {depth}")
+        raise ValueError(
+            f"depth must be 1 to {most} for the towers of this model, got {depth}: set depth={most}"
+        )
     return depth
 
 
