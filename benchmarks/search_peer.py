@@ -1,8 +1,8 @@
 """autofaiss in its own environment: builds an index, then answers about it line by line.
 
-    peer/bin/python benchmarks/search_peer.py EMBEDDINGS INDEX MEMORY      # builds INDEX, and prints one line
-    peer/bin/python benchmarks/search_peer.py INDEX QUERIES.npy            # a line of faiss parameters in,
-                                                                           # a line with seconds and a file out
+peer/bin/python benchmarks/search_peer.py EMBEDDINGS INDEX MEMORY      # builds INDEX, and prints one line
+peer/bin/python benchmarks/search_peer.py INDEX QUERIES.npy            # a line of faiss parameters in,
+                                                                       # a line with seconds and a file out
 """
 
 from __future__ import annotations

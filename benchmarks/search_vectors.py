@@ -1,9 +1,9 @@
 """Made embeddings of images and texts that are as hard to search as real ones.
 
-Images are unit vectors around a mean, spread over directions whose variances fall as a power law, and gathered
-in topics of very different sizes. A text is what an image is about, seen weakly, beside much that no image has:
-around a mean of its own, mostly along other directions. So texts lie apart from images (the modality gap), and
-the images nearest to a text are near to it for different reasons, which is what makes text queries hard.
+Images are unit vectors around a mean, spread over directions whose variances fall as a power law, and
+gathered in topics of very different sizes. A text is what an image is about, seen weakly, beside much that no
+image has, around a mean of its own. So texts lie apart from images (the modality gap), and the images nearest
+to a text are near to it for different reasons, which is what makes text queries hard.
 
 The constants are fitted to ViT-B/32 features of Flickr8k photos and captions (means, spread of the cosines,
 cosine of a pair), and to the work that indexes have with LAION: `search_calibration.py` prints both.
@@ -42,9 +42,10 @@ class VectorSettings:
     """Of both means."""
     pair_cosine: float = 0.32
     """Of an image and its text, less their means."""
-    image_like_share: float = 0.1
+    image_like_share: float = 0.15
     """Of the variance of texts that has nothing to do with their image: how much lies along the directions of
-    images."""
+    images. The rest lies across the first `num_shared_directions` of those."""
+    num_shared_directions: int = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,8 +65,12 @@ class VectorSource:
         rng = np.random.default_rng(seed)
         dim = chosen.embed_dim
         scales = np.sqrt(_power_law(dim, chosen.decay, offset=2))[:, None]
-        self._image_directions = (scales * _rotation(rng, dim)).astype(np.float32)
-        self._text_directions = (scales * _rotation(rng, dim)).astype(np.float32)
+        directions = _rotation(rng, dim)
+        self._image_directions = (scales * directions).astype(np.float32)
+        num_own = dim - chosen.num_shared_directions
+        own = _rotation(rng, num_own) @ directions[chosen.num_shared_directions :]
+        own_scales = np.sqrt(_power_law(num_own, chosen.decay, offset=2))[:, None]
+        self._text_directions = (own_scales * own).astype(np.float32)
         self._topics = rng.standard_normal((chosen.num_topics, dim), dtype=np.float32)
         self._topic_sizes = _power_law(chosen.num_topics, chosen.topic_decay)
         first, second = _rotation(rng, dim)[:2]
@@ -78,21 +83,20 @@ class VectorSource:
         chosen = self._settings
         rng = np.random.default_rng([self._seed, number])
         topics = rng.choice(chosen.num_topics, num_rows, p=self._topic_sizes)
-        latents = np.sqrt(chosen.topic_share) * self._topics[topics]
-        latents += np.sqrt(1 - chosen.topic_share) * self._normal(rng, num_rows)
-        meanings = latents @ self._image_directions
-        others = np.sqrt(chosen.image_like_share) * (self._normal(rng, num_rows) @ self._image_directions)
-        others += np.sqrt(1 - chosen.image_like_share) * (
-            self._normal(rng, num_rows) @ self._text_directions
-        )
+        meanings = np.sqrt(chosen.topic_share) * (self._topics[topics] @ self._image_directions)
+        meanings += np.sqrt(1 - chosen.topic_share) * _spread(rng, self._image_directions, num_rows)
+        others = np.sqrt(chosen.image_like_share) * _spread(rng, self._image_directions, num_rows)
+        others += np.sqrt(1 - chosen.image_like_share) * _spread(rng, self._text_directions, num_rows)
         said = chosen.pair_cosine * meanings + np.sqrt(1 - chosen.pair_cosine**2) * others
         return Batch(
             images=unit(self._image_mean + np.sqrt(1 - chosen.image_mean_energy) * meanings),
             texts=unit(self._text_mean + np.sqrt(1 - chosen.text_mean_energy) * said),
         )
 
-    def _normal(self, rng: np.random.Generator, num_rows: int) -> Float32s:
-        return rng.standard_normal((num_rows, self._settings.embed_dim), dtype=np.float32)
+
+def _spread(rng: np.random.Generator, directions: Float32s, num_rows: int) -> Float32s:
+    """(num_rows, D) normally distributed along scaled directions (n, D)."""
+    return rng.standard_normal((num_rows, len(directions)), dtype=np.float32) @ directions
 
 
 def unit(rows: npt.NDArray[np.floating]) -> Float32s:

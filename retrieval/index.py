@@ -20,7 +20,7 @@ from typing import Any, Literal
 import numpy as np
 
 from .filters import Filter
-from .index_faiss import Bools, SearchSettings, VectorIndex
+from .index_faiss import ROWS_PER_BLOCK, Bools, SearchSettings, VectorIndex
 from .index_metadata import METADATA, IndexMetadata
 from .index_versions import CURRENT, changed_sizes, current_version, read_manifest
 from .rows import Float32s, Int64s
@@ -31,7 +31,6 @@ IDS_NAME = "ids.npy"
 NOT_FOUND = -1
 _EXACT_UP_TO = 20_000
 """Rows that a condition leaves, up to which all of them are compared."""
-_ROWS_PER_BLOCK = 65_536
 _QUERIES_AT_ONCE = 64
 _MAX_MASKS = 32
 _MAX_NORM_ERROR = 1e-2
@@ -264,10 +263,10 @@ class SearchIndex:
         places = np.arange(len(self._ids)) if allowed is None else np.flatnonzero(allowed)
         blocks = (
             (
-                places[start : start + _ROWS_PER_BLOCK],
-                self._vectors.vectors(places[start : start + _ROWS_PER_BLOCK]),
+                places[start : start + ROWS_PER_BLOCK],
+                self._vectors.vectors(places[start : start + ROWS_PER_BLOCK]),
             )
-            for start in range(0, len(places), _ROWS_PER_BLOCK)
+            for start in range(0, len(places), ROWS_PER_BLOCK)
         )
         return nearest(rows, blocks, k)
 

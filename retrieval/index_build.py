@@ -13,7 +13,7 @@ import numpy as np
 from clipkit.console import Meter, progress
 
 from .index import IDS_NAME, Modality, checked_unit_rows
-from .index_faiss import VectorIndex
+from .index_faiss import ROWS_PER_BLOCK, VectorIndex
 from .index_metadata import write_part
 from .index_tune import RecallReport, make_queries, tune, write_report
 from .index_versions import Draft, new_version
@@ -23,7 +23,6 @@ from .store import EmbeddingFolder
 _FLAT_BELOW = 10_000
 _TRAINING_ROWS_PER_LIST = 100
 _MIN_TRAINING_ROWS = 20_000
-_ROWS_PER_BLOCK = 65_536
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +40,7 @@ class IndexSettings:
     """Goal of tuning, against the exact search."""
     recall_at: int = 10
     """The k of that recall."""
-    num_queries: int = 2000
+    num_queries: int = 1000
     """Captions (or, where there are none, images) to tune and measure with; one half for each."""
     seed: int = 0
     """Of the draws of training rows and queries."""
@@ -109,7 +108,7 @@ def add_rows(index: VectorIndex, rows: EmbeddingRows, name: str, meter: Meter | 
     Raises:
         ValueError: a row is not finite or not normalised.
     """
-    for block in rows.blocks(_ROWS_PER_BLOCK):
+    for block in rows.blocks(ROWS_PER_BLOCK):
         index.add(checked_unit_rows(block, index.embed_dim, name))
         if meter is not None:
             meter.advance(len(block))

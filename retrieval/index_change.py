@@ -16,7 +16,7 @@ import numpy as np
 
 from .index import IDS_NAME, NOT_FOUND
 from .index_build import add_rows, metadata_tables, rows_of
-from .index_faiss import VectorIndex
+from .index_faiss import ROWS_PER_BLOCK, VectorIndex
 from .index_metadata import IndexMetadata, write_part
 from .index_versions import Draft, current_version, new_version, read_manifest
 from .rows import Int64s
@@ -26,7 +26,6 @@ PATH_COLUMN = "image_path"
 SHARD_COLUMN = "shard"
 _REMOVED_SHARE = 0.2
 """From which on the others are written anew."""
-_ROWS_PER_BLOCK = 65_536
 
 
 def add(path: str | Path, embeddings: str | Path) -> Int64s:
@@ -186,8 +185,8 @@ class _Change:
         for modality, index in self._indexes.items():
             stored = VectorIndex.read(self._previous / f"{modality}.index", mapped=True)
             index.clear()
-            for start in range(0, len(places), _ROWS_PER_BLOCK):
-                index.add(stored.vectors(places[start : start + _ROWS_PER_BLOCK]))
+            for start in range(0, len(places), ROWS_PER_BLOCK):
+                index.add(stored.vectors(places[start : start + ROWS_PER_BLOCK]))
         for part in self._metadata.kept(kept):
             self._write_part(part)
         self.ids = self.ids[places]

@@ -9,9 +9,8 @@ import numpy as np
 from clipkit.checksums import sha256_of
 
 from .index import SearchIndex
+from .index_faiss import ROWS_PER_BLOCK
 from .index_versions import MANIFEST_NAME, changed_sizes, current_version, read_manifest
-
-_ROWS_PER_BLOCK = 65_536
 
 
 def check(path: str | Path) -> list[str]:
@@ -41,8 +40,8 @@ def check(path: str | Path) -> list[str]:
             problems.append(f"{version}: the numbers of rows and ids differ: {sorted(counts)}")
         if len(index.ids) and int(index.ids.max()) >= manifest["next_id"]:
             problems.append(f"{version}: id {index.ids.max()} is not below next_id {manifest['next_id']}")
-        for start in range(0, index.num_rows, _ROWS_PER_BLOCK):
-            some = index.ids[start : start + _ROWS_PER_BLOCK]
+        for start in range(0, index.num_rows, ROWS_PER_BLOCK):
+            some = index.ids[start : start + ROWS_PER_BLOCK]
             index.metadata(some)
             if not np.isfinite(index.vectors(some)).all():
                 problems.append(f"{version}: {modality}.index has vectors that are not finite")

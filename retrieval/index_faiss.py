@@ -14,6 +14,8 @@ from .rows import Float32s, Int64s
 
 Bools = npt.NDArray[np.bool_]
 
+ROWS_PER_BLOCK = 65_536
+"""Vectors that are read, added or compared at once."""
 _MAX_EF_SEARCH = 4096
 
 

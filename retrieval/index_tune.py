@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,15 @@ from .index_faiss import SearchSettings, VectorIndex
 from .rows import EmbeddingRows, Float32s, Int64s
 
 KS = (1, 10, 100)
-_K_FACTORS = (1, 2, 4, 8, 16)
-_EF_SEARCH = (16, 32, 64, 128, 256, 512, 1024)
+_K_FACTORS = (1, 2, 3, 4, 6, 8, 12, 16)
+_MIN_EF_SEARCH, _MAX_EF_SEARCH = 16, 1024
+_STEPS_PER_DOUBLING = 4
+"""Of nprobe or ef_search, around where the goal is reached."""
+_TIMED_ALONE = 64
+"""Queries that the best settings are timed with one by one."""
+_FINALISTS = 3
 _REPEATS = 3
 _QUERIES_AT_ONCE = 256
-_ENOUGH = 0.99
-"""Recall at which the curve ends."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +52,8 @@ class Measured:
     """Recall@k by k: the share of the k exact neighbours that are among the first k found."""
     queries_per_second: float
     """Of a search for as many as the goal's recall counts, in one batch, on all threads of faiss."""
+    milliseconds: float | None = None
+    """Of a query that comes alone; None where that was not measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,17 +146,19 @@ def tune(
     """
     half = len(queries.vectors) // 2 or 1
     first, second = _part(queries, slice(None, half)), _part(queries, slice(half, None))
-    measured: list[Measured] = []
-    for settings in _candidates(index):
-        measured += [measure(index, first, one, recall_at) for one in settings]
-        if max(one.recall[str(recall_at)] for one in measured) >= max(goal, _ENOUGH):
-            break  # what is more thorough still is slower
-    reaching = [one for one in measured if one.recall[str(recall_at)] >= goal]
+    measured = _explore(index, first, goal, recall_at)
+    at = str(recall_at)
+    reaching = [one for one in measured if one.recall[at] >= goal]
     if reaching:
-        best = max(reaching, key=lambda one: one.queries_per_second)
+        fastest = sorted(reaching, key=lambda one: -one.queries_per_second)[:_FINALISTS]
+        best = min(fastest, key=lambda one: _milliseconds_alone(index, first, one.settings, recall_at))
     else:
-        best = max(measured, key=lambda one: one.recall[str(recall_at)])
-    chosen = measure(index, second if len(second.vectors) else first, best.settings, recall_at)
+        best = max(measured, key=lambda one: one.recall[at])
+    held_out = second if len(second.vectors) else first
+    chosen = replace(
+        measure(index, held_out, best.settings, recall_at),
+        milliseconds=_milliseconds_alone(index, held_out, best.settings, recall_at),
+    )
     return RecallReport(
         factory=factory,
         num_rows=len(index),
@@ -166,24 +173,87 @@ def tune(
     )
 
 
-def measure(index: VectorIndex, queries: Queries, settings: SearchSettings, recall_at: int) -> Measured:
+def measure(
+    index: VectorIndex, queries: Queries, settings: SearchSettings, recall_at: int, ks: Sequence[int] = KS
+) -> Measured:
     """Recall and speed of one setting.
 
     Recall@k is that of a search for `k`: a search for more looks at more candidates.
+
+    Args:
+        index: with all its rows.
+        queries: at least one.
+        settings: how thorough.
+        recall_at: the speed is that of a search for so many.
+        ks: recalls that are wanted beside recall@`recall_at`.
     """
+    began = time.perf_counter()
+    found = {recall_at: _find(index, queries, recall_at, settings)}
+    seconds = time.perf_counter() - began
+    found |= {k: _find(index, queries, k, settings) for k in ks if k != recall_at}
+    return Measured(
+        settings=settings,
+        recall={str(k): recall_of(found[k], queries.neighbours, k) for k in sorted(found)},
+        queries_per_second=len(queries.vectors) / seconds,
+    )
+
+
+def _explore(index: VectorIndex, queries: Queries, goal: float, recall_at: int) -> list[Measured]:
+    """Settings from fast to thorough: doubling until the goal is reached, then in small steps around there.
+
+    More lists need fewer candidates and fewer lists more, so the small steps follow that edge.
+    """
+    at = str(recall_at)
+    k_factors = _K_FACTORS if index.refines else (None,)
+    most = _widest(index)
+    measured: list[Measured] = []
+
+    def reaches(width: int, k_factor: int | None) -> bool:
+        settings = _settings_of(index, width, k_factor)
+        measured.append(measure(index, queries, settings, recall_at, ks=()))
+        return measured[-1].recall[at] >= goal
+
+    width = min(_MIN_EF_SEARCH if index.is_graph else 1, most)
+    while not reaches(width, k_factors[-1]) and width < most:
+        width = min(2 * width, most)
+    place = len(k_factors) - 1
+    for wider in _steps(width, most):
+        while place >= 0 and reaches(wider, k_factors[place]):
+            place -= 1
+        if place < 0:
+            break
+    return measured
+
+
+def _steps(width: int, most: int) -> list[int]:
+    """Widths from above half of `width` to its double, none above `most`."""
+    powers = np.arange(1 - _STEPS_PER_DOUBLING, _STEPS_PER_DOUBLING + 1) / _STEPS_PER_DOUBLING
+    return sorted({min(max(round(width * 2**power), 1), most) for power in powers.tolist()})
+
+
+def _widest(index: VectorIndex) -> int:
+    return _MAX_EF_SEARCH if index.is_graph else index.num_lists or 1
+
+
+def _settings_of(index: VectorIndex, width: int, k_factor: int | None) -> SearchSettings:
+    if index.is_graph:
+        return SearchSettings(ef_search=width)
+    return SearchSettings(nprobe=width if index.num_lists else None, k_factor=k_factor)
+
+
+def _milliseconds_alone(
+    index: VectorIndex, queries: Queries, settings: SearchSettings, recall_at: int
+) -> float:
+    """Of one query in a search of its own: the mean over queries, of the best of some repeats."""
+    some = queries.vectors[:_TIMED_ALONE]
+    k = min(recall_at, len(index))
     seconds = []
     for _ in range(_REPEATS):
         began = time.perf_counter()
-        _find(index, queries, recall_at, settings)
+        for row in range(len(some)):
+            index.search(some[row : row + 1], k, settings)
         seconds.append(time.perf_counter() - began)
-    return Measured(
-        settings=settings,
-        recall={
-            str(k): recall_of(_find(index, queries, k, settings), queries.neighbours, k)
-            for k in sorted({*KS, recall_at})
-        },
-        queries_per_second=len(queries.vectors) / min(seconds),
-    )
+    return 1e3 * min(seconds) / len(some)
 
 
 def _find(index: VectorIndex, queries: Queries, k: int, settings: SearchSettings) -> Int64s:
@@ -227,26 +297,15 @@ def write_report(folder: Path, reports: Mapping[str, RecallReport]) -> None:
             title = f"recall@{at}, goal {report.goal:g}"
             page.charts([line_chart(title, {"": points}, x_label="µs a query, in a batch")])
         page.table(
-            ("nprobe", "ef_search", "k_factor", *(f"recall@{k}" for k in report.chosen.recall), "queries/s"),
-            [_row(one) for one in report.curve],
+            ("nprobe", "ef_search", "k_factor", f"recall@{at}", "queries/s"),
+            [_row(one, at) for one in report.curve],
         )
     page.write(folder / "recall.html")
 
 
-def _row(one: Measured) -> list[str]:
+def _row(one: Measured, at: str) -> list[str]:
     settings = ("" if value is None else str(value) for value in asdict(one.settings).values())
-    return [*settings, *(f"{value:.4f}" for value in one.recall.values()), f"{one.queries_per_second:,.0f}"]
-
-
-def _candidates(index: VectorIndex) -> list[list[SearchSettings]]:
-    """Settings to try, from fast to thorough."""
-    k_factors = _K_FACTORS if index.refines else (None,)
-    if index.is_graph:
-        return [[SearchSettings(ef_search=ef)] for ef in _EF_SEARCH]
-    if index.num_lists is not None:
-        probes = [2**power for power in range(int(np.log2(index.num_lists)) + 1)]
-        return [[SearchSettings(nprobe=nprobe, k_factor=k) for k in k_factors] for nprobe in probes]
-    return [[SearchSettings(k_factor=k) for k in k_factors]]
+    return [*settings, f"{one.recall[at]:.4f}", f"{one.queries_per_second:,.0f}"]
 
 
 def _frontier(measured: Sequence[Measured], at: str) -> tuple[Measured, ...]:

@@ -93,19 +93,76 @@ class Slowed:
         return np.zeros(found.shape), found
 
 
-@pytest.mark.parametrize(("goal", "nprobe"), [(0.2, 1), (0.5, 2), (0.6, 4)])
-def test_tuning_takes_the_fastest_that_reaches_the_goal(monkeypatch, goal: float, nprobe: int) -> None:
-    neighbours = np.random.default_rng(0).permuted(np.tile(np.arange(1000), (20, 1)), axis=1)[:, :4]
-    queries = Queries(kind="text", vectors=np.arange(20.0)[:, None], neighbours=neighbours)
-    index = Slowed(neighbours)
+def tuned(monkeypatch, index: Slowed, goal: float, recall_at: int) -> RecallReport:
+    queries = Queries(kind="text", vectors=np.arange(20.0)[:, None], neighbours=index.neighbours)
     monkeypatch.setattr("clipkit.retrieval.index_tune.time", index)
-    report = tune(index, queries, factory="x", goal=goal, recall_at=4, exact_rate=1.0)
+    return tune(index, queries, factory="x", goal=goal, recall_at=recall_at, exact_rate=1.0)
+
+
+def some_neighbours(num: int) -> np.ndarray:
+    return np.random.default_rng(0).permuted(np.tile(np.arange(1000), (20, 1)), axis=1)[:, :num]
+
+
+@pytest.mark.parametrize(("goal", "nprobe"), [(0.2, 1), (0.5, 2), (0.6, 3), (0.8, 4)])
+def test_tuning_takes_the_fastest_that_reaches_the_goal(monkeypatch, goal: float, nprobe: int) -> None:
+    """Also one between the powers of two."""
+    report = tuned(monkeypatch, Slowed(some_neighbours(4)), goal, 4)
     assert report.reaches_goal
     assert report.chosen.settings == SearchSettings(nprobe=nprobe)
     assert report.chosen.recall["4"] == nprobe / 4
     assert report.chosen.queries_per_second == 1 / nprobe
+    assert report.chosen.milliseconds == 1000 * nprobe
     assert report.num_queries == 10
-    assert [(one.settings.nprobe, one.recall["4"]) for one in report.curve] == [(1, 0.25), (2, 0.5), (4, 1)]
+    curve = [(one.settings.nprobe, one.recall["4"]) for one in report.curve]
+    assert (nprobe, nprobe / 4) in curve
+    assert curve == sorted(curve)
+
+
+class Refined(Slowed):
+    """Finds as many as lists visited times candidates looked at; candidates cost little, lists much."""
+
+    refines, num_lists = True, 64
+
+    def search(self, queries, k, settings):
+        self.now += len(queries) * (settings.nprobe + 0.1 * settings.k_factor)
+        found = np.full((len(queries), k), -1)
+        num_found = min(k, settings.nprobe * settings.k_factor, self.neighbours.shape[1])
+        found[:, :num_found] = self.neighbours[queries[:, 0].astype(int)][:, :num_found]
+        return np.zeros(found.shape), found
+
+
+@pytest.mark.parametrize("recall_at", [7, 20, 64])
+def test_tuning_finds_the_best_of_all_pairs_of_lists_and_candidates(monkeypatch, recall_at: int) -> None:
+    """Against trying every pair, up to the small steps."""
+    index = Refined(some_neighbours(recall_at))
+    report = tuned(monkeypatch, index, 1.0, recall_at)
+    k_factors = (1, 2, 3, 4, 6, 8, 12, 16)
+    costs = [n + 0.1 * k for n in range(1, 65) for k in k_factors if n * k >= recall_at]
+    assert report.chosen.recall[str(recall_at)] == 1
+    assert report.chosen.milliseconds is not None
+    assert report.chosen.milliseconds == pytest.approx(1000 * min(costs), rel=0.2)
+
+
+def test_what_is_fast_in_a_batch_is_not_chosen_when_it_is_slow_alone(monkeypatch) -> None:
+    class Batched(Slowed):
+        def search(self, queries, k, settings):
+            before = self.now
+            result = super().search(queries, k, settings)
+            if settings.nprobe == 3:
+                self.now = before + (0.1 if len(queries) > 1 else 100)
+            return result
+
+    report = tuned(monkeypatch, Batched(some_neighbours(4)), 0.6, 4)
+    assert report.chosen.settings == SearchSettings(nprobe=4)
+
+
+def test_a_graph_is_tuned_by_its_width(tmp_path: Path) -> None:
+    write_embeddings(tmp_path / "emb", images_of(1200), texts=images_of(1200, 1))
+    settings = IndexSettings(kind="HNSW4", num_queries=50)
+    report = build_index(tmp_path / "emb", tmp_path / "idx", settings)["image"]
+    assert report.reaches_goal
+    assert report.chosen.settings.ef_search in range(16, 1025)
+    assert report.chosen.settings.nprobe is None
 
 
 def test_a_goal_out_of_reach(tmp_path: Path) -> None:
@@ -139,7 +196,7 @@ def test_the_page_shows_the_curve(tmp_path: Path) -> None:
     write_report(tmp_path, {"image": report})
     page = (tmp_path / "recall.html").read_text()
     assert page.count("<polyline") == 1
-    assert "<td>8</td><td></td><td></td><td>0.9750</td>" in page
+    assert "<td>8</td><td></td><td></td><td>0.9750</td><td>100</td>" in page
     assert report.to_text() == (
         "IVF8,Flat (nprobe 8): recall@1 0.975, recall@10 0.975, recall@100 0.975 of the exact search on 5 "
         "text queries, 100 queries/s (exact: 50)"
