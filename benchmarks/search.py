@@ -4,9 +4,10 @@
     python benchmarks/search.py --work work --peer-python peer/bin/python --steps compare
 
 The vectors are made (`search_vectors.py`). Both build from one folder of embeddings, within the same memory;
-autofaiss by its own choice, ours by `--kind auto`. Queries are texts that neither has seen, one at a time on one
-thread, in turns. autofaiss's efSearch is set for it to what just reaches the recall on these very queries; ours is
-what `clipkit index build` has chosen with captions. Steps leave files in the work folder and can run one by one.
+autofaiss by its own choice, ours by `--kind auto`. Queries are texts that neither has seen, one at a time on
+one thread, in turns. autofaiss's efSearch is set for it to what just reaches the recall on these very queries;
+ours is what `clipkit index build` has chosen with captions. Steps leave files in the work folder and can run
+one by one.
 """
 
 from __future__ import annotations
@@ -22,13 +23,12 @@ from pathlib import Path
 
 import faiss
 import numpy as np
-from report import write_result
-from search_calibration import calibration
-from search_vectors import VectorSource, read_images, write_embedding_folder
-
 from clipkit.retrieval.index import SearchIndex, nearest
 from clipkit.retrieval.index_build import IndexSettings, build_index
 from clipkit.retrieval.index_tune import recall_of
+from report import write_result
+from search_calibration import calibration
+from search_vectors import VectorSource, read_images, write_embedding_folder
 
 PEER = Path(__file__).with_name("search_peer.py")
 K, NUM_NEIGHBOURS = 10, 100
@@ -79,13 +79,14 @@ class Peer:
         self._read()
 
     def search(self, parameters: str = "") -> tuple[float, np.ndarray]:
-        """Seconds of all queries one by one, and what was found; with the last parameters if none are given."""
+        """Seconds of all queries one by one, and what was found; by default with the last parameters."""
         assert self._process.stdin is not None
         self._process.stdin.write(parameters + "\n")
         self._process.stdin.flush()
         return float(json.loads(self._read())["seconds"]), np.load(self._found)
 
     def close(self) -> None:
+        """End the process."""
         self._process.communicate()
 
     def _read(self) -> str:

@@ -1,4 +1,4 @@
-"""What made vectors cost an index beside what VIBE measured on LAION's, and their statistics beside real ones.
+"""What made vectors cost an index beside what VIBE measured on LAION's.
 
 Costs are counted, not timed: vectors that a graph compares with a query, and vectors in the lists that an
 inverted file of as many lists has to visit, centroids included. VIBE (k = 100, 1.0 M x 512 vectors of LAION's
@@ -12,7 +12,6 @@ from pathlib import Path
 
 import faiss
 import numpy as np
-
 from clipkit.retrieval.index_tune import recall_of
 
 RECALLS = (0.90, 0.95, 0.99)
@@ -102,7 +101,7 @@ def calibration(work: Path) -> str:
     theirs = VIBE["hnsw"][1] / VIBE["ivf"][1]
     return (
         "## Calibration\n\n"
-        f"Vectors compared for a query, k = 100, and VIBE's queries a second.\n\n"
+        "Vectors compared for a query, k = 100, and VIBE's queries a second.\n\n"
         "| index | queries | recall 0.90 | 0.95 | 0.99 | VIBE at these |\n|---|---|---|---|---|---|\n"
         + "\n".join(rows)
         + "\n\n| at recall 0.95 | here | VIBE |\n|---|---|---|\n"

@@ -5,8 +5,8 @@ gathered in topics of very different sizes. A text is what an image is about, se
 image has, around a mean of its own. So texts lie apart from images (the modality gap), and the images nearest
 to a text are near to it for different reasons, which is what makes text queries hard.
 
-The constants are fitted to ViT-B/32 features of Flickr8k photos and captions (means, spread of the cosines,
-cosine of a pair), and to the work that indexes have with LAION: `search_calibration.py` prints both.
+The means, and the cosine of an image and its text, are those of ViT-B/32 features of Flickr8k photos and
+captions; spectrum and topics are fitted to the work that indexes have with LAION (`search_calibration.py`).
 """
 
 from __future__ import annotations
