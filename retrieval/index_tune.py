@@ -18,7 +18,7 @@ from .index_faiss import SearchSettings, VectorIndex
 from .rows import EmbeddingRows, Float32s, Int64s
 
 KS = (1, 10, 100)
-_K_FACTORS = (1, 2, 3, 4, 6, 8, 12, 16)
+_K_FACTORS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 _MIN_EF_SEARCH, _MAX_EF_SEARCH = 16, 1024
 _STEPS_PER_DOUBLING = 4
 """Of nprobe or ef_search, around where the goal is reached."""
@@ -226,8 +226,8 @@ def _explore(index: VectorIndex, queries: Queries, goal: float, recall_at: int) 
 
 
 def _steps(width: int, most: int) -> list[int]:
-    """Widths from above half of `width` to its double, none above `most`."""
-    powers = np.arange(1 - _STEPS_PER_DOUBLING, _STEPS_PER_DOUBLING + 1) / _STEPS_PER_DOUBLING
+    """Widths from above half of `width`, which did not do, to four times, none above `most`."""
+    powers = np.arange(1 - _STEPS_PER_DOUBLING, 2 * _STEPS_PER_DOUBLING + 1) / _STEPS_PER_DOUBLING
     return sorted({min(max(round(width * 2**power), 1), most) for power in powers.tolist()})
 
 

@@ -136,7 +136,7 @@ def test_tuning_finds_the_best_of_all_pairs_of_lists_and_candidates(monkeypatch,
     """Against trying every pair, up to the small steps."""
     index = Refined(some_neighbours(recall_at))
     report = tuned(monkeypatch, index, 1.0, recall_at)
-    k_factors = (1, 2, 3, 4, 6, 8, 12, 16)
+    k_factors = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
     costs = [n + 0.1 * k for n in range(1, 65) for k in k_factors if n * k >= recall_at]
     assert report.chosen.recall[str(recall_at)] == 1
     assert report.chosen.milliseconds is not None
