@@ -5,9 +5,8 @@
 
 The vectors are made (`search_vectors.py`). Both build from one folder of embeddings, within the same memory;
 autofaiss by its own choice, ours by `--kind auto`. Queries are texts that neither has seen, one at a time on
-one thread, in turns. autofaiss's efSearch is set for it to what just reaches the recall on these very queries;
-ours is what `clipkit index build` has chosen with captions. Steps leave files in the work folder and can run
-one by one.
+one thread, in turns. autofaiss's efSearch is the least that reaches the recall on these queries; ours is what
+`clipkit index build` has chosen with captions. Steps leave files in the work folder and can run alone.
 """
 
 from __future__ import annotations

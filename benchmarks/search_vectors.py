@@ -28,12 +28,12 @@ class VectorSettings:
     """Statistics of the vectors."""
 
     embed_dim: int = 512
-    decay: float = 1.3
+    decay: float = 1.6
     """Exponent of the power law of the variances along principal directions."""
     num_topics: int = 2000
     topic_decay: float = 0.7
     """Exponent of the power law of their sizes."""
-    topic_share: float = 0.5
+    topic_share: float = 0.7
     """Of the variance of what an image is about."""
     image_mean_energy: float = 0.56
     """Squared norm of the mean of all images."""
@@ -42,7 +42,7 @@ class VectorSettings:
     """Of both means."""
     pair_cosine: float = 0.32
     """Of an image and its text, less their means."""
-    image_like_share: float = 0.15
+    image_like_share: float = 0.1
     """Of the variance of texts that has nothing to do with their image: how much lies along the directions of
     images. The rest lies across the first `num_shared_directions` of those."""
     num_shared_directions: int = 64
