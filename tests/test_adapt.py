@@ -89,11 +89,10 @@ def test_two_ranks_are_as_one(model, data, ranks, method):
         torch.testing.assert_close(two[key], one[key], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("method", ["tip-adapter", "clip-adapter", "lora"])
-def test_adapters_killed_and_resumed_are_the_same(model, data, method):
+@pytest.mark.parametrize("method", ["tip-adapter", "lora"])
+def test_adapters_killed_and_resumed_are_the_same(model, data, context, method):
     facts = adapt_jobs.run(model, data, f"{method}-whole", method)
     assert facts["training"]["steps"] == 6
-    context = multiprocessing.get_context("fork")
     process = context.Process(target=adapt_jobs.run_and_kill, args=(model, data, f"{method}-cut", method, 3))
     process.start()
     process.join()
