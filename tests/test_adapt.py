@@ -103,7 +103,7 @@ def test_adapters_killed_and_resumed_are_the_same(model, data, context, method):
 
 
 def test_tip_adapter_needs_no_training(model, data):
-    facts = adapt_jobs.run(model, data, "cache", "tip-adapter", settings={}, split="base")
+    facts = adapt_jobs.run(model, data, "cache", "tip-adapter", settings={"alpha": 0.0}, split="base")
     assert (facts["training"]["steps"], facts["training"]["parameters"], facts["training"]["loss"]) == (
         0,
         0,
@@ -112,7 +112,7 @@ def test_tip_adapter_needs_no_training(model, data):
     assert facts["config"]["num_keys"] == 6
     assert facts["config"]["cache_classes"] == ("blue", "green")
     stored = json.loads((model / "heads" / "cache.json").read_text())
-    assert stored["config"]["alpha"] == facts["config"]["alpha"]
+    assert stored["config"]["alpha"] == facts["config"]["alpha"] > 0  # chosen on the validation images
 
 
 def test_lora_is_merged_into_a_model_of_its_own(model, data, tmp_path, capsys):

@@ -8,6 +8,7 @@ import torch
 from prompt_models import ATTENTION, MODELS, TEXTS, VISION, VIT, make_model
 from small_models import images_for, small_model
 
+from clipkit import packed_texts
 from clipkit.adapters.clip_adapter import ClipAdapter, ClipAdapterConfig
 from clipkit.adapters.lora import Lora, LoraConfig, merged_state_dict
 from clipkit.adapters.projections import projections
@@ -195,9 +196,10 @@ def test_the_fast_path_of_attention_takes_the_updates():
 # Gradients.
 
 
-def gradients(head, model, checkpointing=False):
+def gradients(head, model, *, checkpointing=False, num_batches=1):
     model.model.set_grad_checkpointing(checkpointing)
     texts = head.class_texts(model, NAMES)
+    assert len(texts.packed or torch.split(texts.tokens, texts._texts_per_batch)) == num_batches
     loss = head.loss(model, {"image": pictures(), "label": torch.arange(4)}, texts)
     head.zero_grad()
     loss.backward()
@@ -205,13 +207,15 @@ def gradients(head, model, checkpointing=False):
     return {name: parameter.grad.clone() for name, parameter in head.named_parameters()}
 
 
-def test_gradients_are_right_where_activations_are_computed_again(monkeypatch):
-    model = make_model(embed_dim=64)
+@pytest.mark.parametrize("text", ["causal", "full"])
+def test_gradients_are_right_where_activations_are_computed_again(monkeypatch, text):
+    model = make_model("class token", text, embed_dim=64)
     head = make_head(model, trained=True, targets=ALL)
     expected = gradients(head, model)
     monkeypatch.setattr(class_texts_module, "TOKENS_PER_BATCH", 12)
+    monkeypatch.setattr(packed_texts, "ROW_TOKENS", 8)  # a row holds one text
     for checkpointing in (False, True):
-        again = gradients(head, model, checkpointing)
+        again = gradients(head, model, checkpointing=checkpointing, num_batches=4)
         for name, gradient in expected.items():
             torch.testing.assert_close(again[name], gradient, rtol=1e-4, atol=1e-6)
 
