@@ -156,6 +156,25 @@ def test_what_is_fast_in_a_batch_is_not_chosen_when_it_is_slow_alone(monkeypatch
     assert report.chosen.settings == SearchSettings(nprobe=4)
 
 
+def test_a_recall_must_be_surely_above_the_goal(monkeypatch) -> None:
+    """With 4 lists, recalls are 0.6 and 0.8 in turns: 0.7, its standard error 0.1 / sqrt(10) = 0.032."""
+
+    class Uneven(Slowed):
+        def search(self, queries, k, settings):
+            scores, found = super().search(queries, k, settings)
+            if settings.nprobe == 4:
+                found[queries[:, 0] % 2 == 1, 3:] = -1
+            return scores, found
+
+    index = Uneven(some_neighbours(5))
+    assert tuned(monkeypatch, index, 0.66, 5).chosen.settings == SearchSettings(nprobe=4)
+    report = tuned(monkeypatch, index, 0.69, 5)
+    assert report.chosen.settings == SearchSettings(nprobe=5)
+    measured = next(one for one in report.curve if one.settings.nprobe == 4)
+    assert measured.recall["5"] == pytest.approx(0.7)
+    assert measured.recall_error == pytest.approx(0.1 / 10**0.5)
+
+
 def test_a_graph_is_tuned_by_its_width(tmp_path: Path) -> None:
     write_embeddings(tmp_path / "emb", images_of(1200), texts=images_of(1200, 1))
     settings = IndexSettings(kind="HNSW4", num_queries=50)
