@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from statistics import fmean
 
@@ -9,14 +10,30 @@ import pytest
 import torch
 from clipkit.zeroshot.protocols.averages import harmonic_mean, over_datasets, over_seeds, spread
 from clipkit.zeroshot.protocols.base_to_new import base_and_new_accuracy
-from clipkit.zeroshot.protocols.chosen_heads import by_seed, check_base_head, heads_that_begin
+from clipkit.zeroshot.protocols.chosen_heads import (
+    by_seed,
+    check_base_head,
+    heads_of_data,
+    heads_that_begin,
+)
+from clipkit.zeroshot.protocols.few_shot_table import measurement as few_shot_measurement
 from clipkit.zeroshot.protocols.published import (
     AVERAGE,
     _table,
+    is_all_published,
     is_transductive,
     published_rows,
     published_source,
 )
+from clipkit.zeroshot.protocols.table import measurement, over_all, pairs_of
+from PIL import Image
+from small_models import small_model
+
+import clipkit
+from clipkit.cli import main
+from clipkit.data.class_splits import open_class_splits
+from clipkit.heads.files import write_head
+from clipkit.heads.methods import build_head
 
 # Printed figures that are not the ones of their rows: (method, data set, printed, recomputed).
 ODD_HARMONIC_MEANS = {
@@ -99,14 +116,9 @@ def test_published_rows_are_found_by_any_spelling():
         published_rows("few-shot", "dtd")
 
 
-class OneHotHead:
-    """Class k of the names it is asked for is the axis that the name says."""
-
-    def class_texts(self, model, names):
-        return torch.stack([torch.eye(5)[int(name)] for name in names])
-
-    def logits(self, model, image_features, texts):
-        return image_features @ texts.T
+def one_hot(features, names):
+    """Scores; each class is the axis that its name says."""
+    return features @ torch.stack([torch.eye(5)[int(name)] for name in names]).T
 
 
 def test_base_images_meet_base_names_alone():
@@ -120,10 +132,10 @@ def test_base_images_meet_base_names_alone():
             [0, 0, 0, 1.0, 0],  # 4, taken for 3
         ]
     )
-    found = base_and_new_accuracy(None, OneHotHead(), features, torch.arange(5), list("01234"))
+    found = base_and_new_accuracy(one_hot, features, torch.arange(5), list("01234"))
     assert found == (pytest.approx(2 / 3), 0.5)
     with pytest.raises(ValueError, match="no image of 2 classes"):
-        base_and_new_accuracy(None, OneHotHead(), features[:3], torch.arange(3), list("01234"))
+        base_and_new_accuracy(one_hot, features[:3], torch.arange(3), list("01234"))
 
 
 def test_base_and_new_accuracy_equals_a_loop():
@@ -133,7 +145,7 @@ def test_base_and_new_accuracy_equals_a_loop():
     for row, label in zip(features.tolist(), labels.tolist(), strict=True):
         choices = range(3) if label < 3 else range(3, 5)
         right[label < 3].append(max(choices, key=row.__getitem__) == label)
-    found = base_and_new_accuracy(None, OneHotHead(), features, labels, list("01234"))
+    found = base_and_new_accuracy(one_hot, features, labels, list("01234"))
     assert found == (pytest.approx(fmean(right[True])), pytest.approx(fmean(right[False])))
 
 
@@ -165,3 +177,215 @@ def test_heads_that_differ_by_seed_stand_together():
         by_seed({"x": maple | {"seed": 1}, "y": maple | {"seed": 1}})
     with pytest.raises(ValueError, match="says no seed"):
         by_seed({"x": maple})
+
+
+def test_heads_belong_to_the_data_they_were_trained_on():
+    classes = {"photo": ["a", "b", "c"], "sketch": ["a", "b", "c"], "pets": ["x", "y"]}
+    places = {"photo": "p/photo", "sketch": "p/sketch", "pets": "p/pets"}
+    photo, pets = {"class_names": ["a", "b"], "data": "p/photo"}, {"class_names": ["x"]}
+    moved = photo | {"data": "elsewhere"}
+    found = heads_of_data({"h": photo, "m": moved, "k": pets}, classes, places)
+    assert {data: list(heads) for data, heads in found.items()} == {
+        "photo": ["h", "m"],
+        "sketch": ["m"],
+        "pets": ["k"],
+    }
+    with pytest.raises(ValueError, match="base classes of none of photo, sketch, pets"):
+        heads_of_data({"h": {"class_names": ["a", "c"]}}, classes, places)
+    with pytest.raises(ValueError, match="none of the heads was trained on the base classes of sketch"):
+        heads_of_data({"h": photo, "k": pets}, classes, places)
+    with pytest.raises(ValueError, match="trained on 1 new classes"):
+        heads_of_data({"h": {"class_names": ["x", "y"]}}, {"pets": ["x", "y"]}, places)
+
+
+def test_metrics_give_back_the_seeds_that_they_are_of():
+    rows = {("maple", 16): {1: (0.8, 0.4), 2: (0.6, 0.6)}, ("zero-shot", None): {0: (0.5, 0.3)}}
+    found = measurement(rows, "dtd", ["dtd"])
+    assert pairs_of(found.metrics) == rows
+    assert next(iter(found.metrics.items())) == ("maple_16_shots_harmonic_mean", pytest.approx(0.7 / 1.2))
+    assert found.tables[0].rows[0] == (
+        "maple, 16 shots",
+        "70.00 ± 14.14 (2 seeds)",
+        "50.00 ± 14.14 (2 seeds)",
+        "58.33",
+    )
+    assert found.tables[0].rows[1] == ("zero-shot", "50.00", "30.00", "37.50")
+    assert ("MaPLe (published)", "80.36", "59.18", "68.16") in found.tables[0].rows
+    assert len(measurement(rows, AVERAGE, ["dtd", "mine"]).tables[0].rows) == 2
+    both = over_all({"a": rows, "b": {("maple", 16): {2: (0.2, 0.2), 1: (0.4, 0.4)}}})
+    assert both == {
+        ("maple", 16): {1: (pytest.approx(0.6), 0.4), 2: (pytest.approx(0.4), pytest.approx(0.4))}
+    }
+    with pytest.raises(ValueError, match="same seeds"):
+        over_all({"a": rows, "b": {("maple", 16): {3: (0.2, 0.2), 1: (0.4, 0.4)}}})
+    assert is_all_published("base-to-new", set(_table("base-to-new")["methods"]["CLIP"]) - {AVERAGE})
+    assert not is_all_published("base-to-new", ["dtd"])
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    """Two data sets of four classes, whose pictures are noise around a colour of the class."""
+    folder = tmp_path_factory.mktemp("protocol")
+    generator = torch.Generator().manual_seed(0)
+    for data, names in (("dtd", ("ash", "blot", "coil", "dune")), ("mine", ("elk", "fox", "gnu", "hare"))):
+        for number, name in enumerate(names):
+            own = folder / data / name
+            own.mkdir(parents=True)
+            for picture in range(5):
+                colour = 60 * number + torch.randint(0, 60, (3,), generator=generator)
+                Image.new("RGB", (32, 32), tuple(colour.tolist())).save(own / f"{picture}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model_dir(places):
+    folder = places / "model"
+    model = small_model().requires_grad_(False).eval()
+    identity = model.save(folder)
+    for data in ("dtd", "mine"):
+        names = open_class_splits(str(places / data)).names[:2]
+        for method, settings in (("maple", {"depth": 1}), ("coop", {"num_prompts": 2})):
+            for seed in (1, 2):
+                torch.manual_seed(seed)
+                head = build_head(method, model, settings)
+                for parameter in head.parameters():
+                    torch.nn.init.normal_(parameter, std=0.3)
+                facts = {"class_names": list(names), "seed": seed, "shots": 2, "split": "base"}
+                write_head(folder, f"{method}-{data}-{seed}", head, facts, model_id=identity)
+    names = open_class_splits(str(places / "mine")).names
+    for shots in (1, 3):
+        for seed in (1, 2):
+            torch.manual_seed(10 * shots + seed)
+            head = build_head("vpt", model, {"depth": 1})
+            for parameter in head.parameters():
+                torch.nn.init.normal_(parameter, std=0.3)
+            facts = {"class_names": list(names), "seed": seed, "shots": shots, "split": "all"}
+            write_head(folder, f"all-{shots}-{seed}", head, facts, model_id=identity)
+    return folder
+
+
+def accuracy(model, source, names, logits):
+    """Among some names, image by image."""
+    right = []
+    for number in range(len(source)):
+        path, label = source.where(number), int(source.labels[number])
+        name = source.classnames[label]
+        if name in names:
+            image = model.preprocess()(Image.open(path))[None]
+            right.append(names[int(logits(image, names).argmax())] == name)
+    return fmean(right)
+
+
+def test_base_to_new_of_a_model_directory(model_dir, places, tmp_path, capsys):
+    described = {
+        name: [f"like {name}"]
+        for data in ("dtd", "mine")
+        for name in open_class_splits(str(places / data)).names
+    }
+    (tmp_path / "texts.json").write_text(json.dumps(described))
+    command = ["evaluate", str(model_dir), "--protocol", "base-to-new", "--head", "maple,coop", "--quiet"]
+    command += ["--data", f"dtd={places / 'dtd'}", "--data", f"mine={places / 'mine'}"]
+    command += ["--descriptions", str(tmp_path / "texts.json"), "--output", str(tmp_path / "results")]
+    assert main([*command, "--json"]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["dataset"] for line in lines] == ["dtd", "mine", AVERAGE]
+    model = clipkit.load(model_dir).requires_grad_(False)
+
+    def zero_shot(image, names):
+        texts = model.encode_text(model.tokenizer([f"a photo of a {name}." for name in names]))
+        return model.encode_image(image) @ torch.nn.functional.normalize(texts, dim=-1).T
+
+    for line in lines[:2]:
+        splits, metrics = open_class_splits(str(places / line["dataset"])), line["metrics"]
+        for part, names in (("base", splits.names[:2]), ("new", splits.names[2:])):
+            assert metrics[f"zero-shot_{part}"] == accuracy(model, splits.test, names, zero_shot)
+            assert 0 <= metrics[f"descriptions_{part}"] <= 1
+            for method in ("maple", "coop"):
+                own = []
+                for seed in (1, 2):
+                    adapted = model.with_head(f"{method}-{line['dataset']}-{seed}")
+                    own.append(accuracy(model, splits.test, names, adapted.logits))
+                    assert metrics[f"{method}_2_shots_seed_{seed}_{part}"] == own[-1]
+                assert metrics[f"{method}_2_shots_{part}"] == pytest.approx(fmean(own))
+    for name in ("coop_2_shots_base", "zero-shot_new"):
+        assert lines[2]["metrics"][name] == pytest.approx(fmean(line["metrics"][name] for line in lines[:2]))
+    # Taken over from the files; without --json as tables beside published rows.
+    assert main(command) == 0
+    text = capsys.readouterr().out
+    for part in ("MaPLe (published)", "PromptKD repository", "(2 seeds)"):
+        assert part in text
+    assert "MaPLe (published)" in (tmp_path / "results" / "report.md").read_text()
+
+
+def test_few_shot_of_a_model_directory(model_dir, places, tmp_path, capsys):
+    command = ["evaluate", str(model_dir), "--protocol", "few-shot", "--head", "all", "--quiet"]
+    command += ["--data", f"mine={places / 'mine'}", "--output", str(tmp_path / "results")]
+    assert main([*command, "--json"]) == 0
+    metrics = json.loads(capsys.readouterr().out)["metrics"]
+    model = clipkit.load(model_dir).requires_grad_(False)
+    splits = open_class_splits(str(places / "mine"))
+    for shots in (1, 3):
+        own = []
+        for seed in (1, 2):
+            own.append(
+                accuracy(model, splits.test, splits.names, model.with_head(f"all-{shots}-{seed}").logits)
+            )
+            assert metrics[f"vpt_{shots}_shots_seed_{seed}_acc1"] == own[-1]
+        assert metrics[f"vpt_{shots}_shots_acc1"] == pytest.approx(fmean(own))
+    assert main(command) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].split() == ["method", "1", "shots", "3", "shots"]
+    assert [line.split()[0] for line in lines[2:4]] == ["vpt", "zero-shot"]
+    assert main([*command[:5], "coop-mine", *command[6:]]) != 0
+    assert "2 classes that are all classes of none of mine" in capsys.readouterr().err
+
+
+def test_few_shot_table_by_hand():
+    rows = {("coop", 4): {1: (0.5,), 2: (0.7,)}, ("vpt", 0): {1: (0.9,)}, ("zero-shot", None): {0: (0.25,)}}
+    found = few_shot_measurement(rows, "mine")
+    assert pairs_of(found.metrics) == rows
+    assert found.metrics["coop_4_shots_acc1"] == pytest.approx(0.6)
+    assert found.tables[0].header == ("method", "", "4 shots", "all images")
+    assert found.tables[0].rows == (
+        ("coop", "", "60.00 ± 14.14 (2 seeds)", ""),
+        ("vpt", "", "", "90.00"),
+        ("zero-shot", "25.00", "", ""),
+    )
+    assert over_all({"a": rows, "b": {("coop", 4): {1: (0.1,), 2: (0.1,)}}}) == {
+        ("coop", 4): {1: pytest.approx((0.3,)), 2: pytest.approx((0.4,))}
+    }
+
+
+PROTOCOL = ["--protocol", "base-to-new"]
+DTD = [*PROTOCOL, "--data", "dtd={places}/dtd", "--head"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (PROTOCOL, "--protocol needs --data"),
+        (
+            ["--protocol", "base-to-new", "--data", "x", "--head", "h", "--name", "n"],
+            "--name and --set belong",
+        ),
+        (["--task", "linear_probe", "--head", "h"], "belong to --protocol"),
+        (["--task", "linear_probe", "--data", "a", "--data", "b"], "a task takes one --data"),
+        (["--task", "linear_probe", "--protocol", "base-to-new"], "or --protocol NAME with"),
+        (
+            ["--protocol", "base-to-new", "--data", "a=x", "--data", "a=y", "--head", "h"],
+            "names of their own",
+        ),
+        (
+            ["--protocol", "base-to-new", "--data", "dtd={places}/dtd", "--head", "vpt"],
+            "no head begins with 'vpt'",
+        ),
+        (
+            ["--protocol", "base-to-new", "--data", "dtd={places}/dtd", "--head", "coop"],
+            "not the 2 base classes",
+        ),
+    ],
+)
+def test_what_does_not_go_together_is_told_in_a_line(flags, message, model_dir, places, tmp_path, capsys):
+    flags = [flag.format(places=places) for flag in flags]
+    assert main(["evaluate", str(model_dir), *flags, "--output", str(tmp_path / "results")]) != 0
+    assert message in " ".join(capsys.readouterr().err.replace("\u2502", " ").split())

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from torch import Tensor
 
 from .classifier import Classifier
 from .scoring import ClassExplanation, explain
-
-if TYPE_CHECKING:
-    from clipkit.heads.adapted import AdaptedEncoder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +18,7 @@ class Prediction:
 
     class_name: str
     score: float
-    """Cosine, or mean of cosines; of a head its logit over the logit scale."""
+    """Cosine, or mean of cosines; of a head of the model directory, its logit."""
     probability: float
     """Of the softmax over all classes at the model's logit scale."""
 
@@ -69,56 +66,46 @@ def answers(
         top: classes of each answer.
         with_explanations: whether to say why.
     """
-    prompts = classifier.prompt_set
+    names = classifier.prompt_set.class_names
     scores = classifier.scores(image_features)
-    rows = _ranked(prompts.class_names, scores, (logit_scale * scores).softmax(dim=1), top)
-    for row, (path, predictions) in enumerate(zip(paths, rows, strict=True)):
-        reasons: list[ClassExplanation] = []
-        if with_explanations:
-            reasons = explain(
-                image_features[row],
-                classifier.prompt_features,
-                prompts.class_of_prompt,
-                prompts.shown,
-                prompts.class_names,
-                scores=scores[row],
-            )
-        yield Answer(path=path, predictions=predictions, explanations=tuple(reasons))
+    found = ranked(names, scores, logit_scale * scores, paths, top=top)
+    for row, answer in enumerate(found):
+        if not with_explanations:
+            yield answer
+            continue
+        prompts = classifier.prompt_set
+        reasons = explain(
+            image_features[row],
+            classifier.prompt_features,
+            prompts.class_of_prompt,
+            prompts.shown,
+            names,
+            scores=scores[row],
+        )
+        yield replace(answer, explanations=tuple(reasons))
 
 
-def answers_of_head(
-    head: AdaptedEncoder,
-    class_names: Sequence[str],
-    image_features: Tensor,
-    paths: Sequence[str],
-    *,
-    top: int,
+def ranked(
+    class_names: Sequence[str], scores: Tensor, logits: Tensor, paths: Sequence[str], *, top: int
 ) -> Iterator[Answer]:
-    """Answers of an adapted model, without explanations; a score is a logit over the logit scale.
+    """Answers without explanations, in the order of the images.
 
     Args:
-        head: with its model.
-        class_names: C classes.
-        image_features: (N, D), of the head.
+        class_names: C.
+        scores: (N, C), what classes are ranked by and what is shown.
+        logits: (N, C), the scores as a softmax takes them.
         paths: of the N images.
         top: classes of each answer.
     """
-    logits = head.logits_of_features(image_features, class_names)
-    scores = logits / head.model.logit_scale.detach().exp().cpu()
-    rows = _ranked(class_names, scores, logits.softmax(dim=1), top)
-    for path, predictions in zip(paths, rows, strict=True):
-        yield Answer(path=path, predictions=predictions, explanations=())
-
-
-def _ranked(
-    names: Sequence[str], scores: Tensor, probabilities: Tensor, top: int
-) -> Iterator[tuple[Prediction, ...]]:
-    """The best classes of each row of (N, C) scores."""
-    order = scores.sort(dim=1, descending=True, stable=True).indices[:, :top]
-    for best, own, probability in zip(order.tolist(), scores, probabilities, strict=True):
-        yield tuple(
+    probabilities = logits.softmax(dim=1)
+    for row, path in enumerate(paths):
+        best = scores[row].sort(descending=True, stable=True).indices[:top].tolist()
+        predictions = tuple(
             Prediction(
-                class_name=names[index], score=float(own[index]), probability=float(probability[index])
+                class_name=class_names[index],
+                score=float(scores[row, index]),
+                probability=float(probabilities[row, index]),
             )
             for index in best
         )
+        yield Answer(path=path, predictions=predictions, explanations=())

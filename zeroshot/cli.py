@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,20 +17,20 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from clipkit.data.image_files import ImageFiles
-    from clipkit.heads.adapted import AdaptedEncoder
-    from clipkit.model import DualEncoder
+    from clipkit.dual_encoder import DualEncoder
+    from clipkit.feature_cache import FeatureCache
 
     from .answers import Answer
     from .classifier import Classifier, PromptSet
     from .encoder import EncodedImages, Encoder
+
+    Answers = Callable[[Tensor, list[str]], Iterator[Answer]]
 
 app = App(
     name="classify",
     help="What is in pictures, by the names or by descriptions of classes, and why.",
     default_parameter=Parameter(negative=()),
 )
-
-_FILE_OF_HEAD = re.compile(r"\.(npz|npy|safetensors)(:|$)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,9 +44,9 @@ class ClassifyOptions:
     classes_file: Path | None = None
     """A file with a class name a line."""
     head: str | None = None
-    """A head of the model directory that `clipkit adapt` made, for the classes that it was trained on unless
-    others are named. Or a file with features of classes, `.npz`, `.npy` or `.safetensors` (`:ARRAY` for one
-    of several), with their names beside it in a `.txt` or `.json`."""
+    """A head of the model directory by its name, for the classes that it was trained on or for those that are
+    named. Or, in place of classes, features of them from a file, `.npz`, `.npy` or `.safetensors` (`:ARRAY`
+    for one of several), with the names beside it in a `.txt` or `.json`."""
     descriptions: Path | None = None
     """A JSON file `{class: [descriptor, ...]}`; its classes, unless others are named."""
     templates: str | None = None
@@ -69,19 +68,15 @@ class ClassifyOptions:
 
     def __post_init__(self) -> None:
         prompted = (self.classes, self.classes_file, self.descriptions, self.templates)
-        if self.head_file is not None and prompted != (None,) * 4:
-            raise ValueError(
-                "a --head file brings its classes: leave out --classes, --descriptions and --templates"
-            )
-        if self.head_name is not None and prompted[2:] != (None,) * 2:
-            raise ValueError("a head has prompts of its own: leave out --descriptions and --templates")
-        if self.head_name is not None and (self.explain or self.cards is not None):
-            raise ValueError("what a head has learned is no text: leave out --explain and --cards")
+        if self.has_head_of_model:
+            self._check_head()
+        elif self.head is not None and prompted != (None,) * 4:
+            raise ValueError("--head brings its classes: leave out --classes, --descriptions and --templates")
         if self.classes is not None and self.classes_file is not None:
             raise ValueError("give one of --classes and --classes-file, got both")
         if self.head is None and prompted[:3] == (None,) * 3:
             raise ValueError(
-                "give the classes: --classes a,b,c, --classes-file FILE, --descriptions FILE or --head NAME"
+                "give the classes: --classes a,b,c, --classes-file FILE, --descriptions FILE or --head HEAD"
             )
         for name in ("top", "batch_size"):
             if getattr(self, name) < 1:
@@ -90,14 +85,22 @@ class ClassifyOptions:
             raise ValueError(f"--cards must name a folder, {self.cards} is something else")
 
     @property
-    def head_file(self) -> str | None:
-        """The head, if it is a file of features."""
-        return self.head if self.head is not None and _FILE_OF_HEAD.search(self.head) else None
+    def has_head_of_model(self) -> bool:
+        """Whether `head` is the name of a head in the model directory."""
+        from .stored_heads import is_head_file
 
-    @property
-    def head_name(self) -> str | None:
-        """The head, if it is one of the model directory."""
-        return self.head if self.head_file is None else None
+        return self.head is not None and not is_head_file(self.head)
+
+    def _check_head(self) -> None:
+        """A head of the model has texts of its own, and no prompts whose cosines would explain its scores."""
+        if self.descriptions is not None or self.templates is not None:
+            raise ValueError(
+                f"head {self.head!r} has texts of its own: leave out --descriptions and --templates"
+            )
+        if self.explain or self.cards is not None:
+            raise ValueError(
+                f"scores of head {self.head!r} are not made of prompts: leave out --explain and --cards"
+            )
 
 
 @app.default
@@ -117,69 +120,67 @@ def classify(
         1 where a picture could not be read, else 0.
     """
     import clipkit
+    from clipkit.console import progress
     from clipkit.data.image_files import ImageFiles, find_images
     from clipkit.feature_cache import FeatureCache
-
-    from .encoder import Encoder
 
     prompt_set = None if options.head is not None else _prompt_set(options)
     if options.cards is not None:
         options.cards.mkdir(parents=True, exist_ok=True)
     files = ImageFiles(find_images(_places(paths)))
     model = clipkit.load(options.model)
-    head = None if options.head_name is None else model.with_head(options.head_name)
     cache = None if options.no_cache else FeatureCache.of_model(model.model_id, model.embed_dim)
-    encoder = Encoder(model, cache, head=head)
-    if head is None:
-        answer = partial(_answers, _classifier(encoder, prompt_set, options), model, options)
+    if options.has_head_of_model:
+        encoder, answer_all = _with_head(model, cache, options)
     else:
-        answer = partial(_answers_of_head, head, options)
+        encoder, answer_all = _with_prompts(model, cache, prompt_set, options)
     began = time.perf_counter()
-    images = _encode(encoder, files, options)
+    with progress("pictures", len(files)) as meter:
+        images = encoder.images(
+            files, batch_size=options.batch_size, num_workers=options.num_workers, progress=meter.advance
+        )
     seconds = time.perf_counter() - began
-    for one in answer(images.features, [str(files.paths[number]) for number in images.index.tolist()]):
-        print(_shown(one, options))
+    for answer in answer_all(images.features, [str(files.paths[number]) for number in images.index.tolist()]):
+        print(_shown(answer, options))
     _report(files, images, seconds)
     if options.cards is not None:
         print(f"{len(images.index)} cards in {options.cards}", file=sys.stderr)
     return 1 if images.unreadable else 0
 
 
-def _encode(encoder: Encoder, files: ImageFiles, options: ClassifyOptions) -> EncodedImages:
-    from clipkit.console import progress
-
-    with progress("pictures", len(files)) as meter:
-        return encoder.images(
-            files, batch_size=options.batch_size, num_workers=options.num_workers, progress=meter.advance
-        )
-
-
-def _answers(
-    classifier: Classifier,
-    model: DualEncoder,
-    options: ClassifyOptions,
-    image_features: Tensor,
-    paths: list[str],
-) -> Iterator[Answer]:
+def _with_prompts(
+    model: DualEncoder, cache: FeatureCache | None, prompt_set: PromptSet | None, options: ClassifyOptions
+) -> tuple[Encoder, Answers]:
+    """Classes by prompts or stored features."""
     from .answers import answers
+    from .encoder import Encoder
 
-    return answers(
-        classifier,
-        image_features,
-        paths,
+    encoder = Encoder(model, cache)
+    return encoder, partial(
+        answers,
+        _classifier(encoder, prompt_set, options),
         logit_scale=float(model.logit_scale.detach().exp()),
         top=options.top,
         with_explanations=options.explain or options.cards is not None,
     )
 
 
-def _answers_of_head(
-    head: AdaptedEncoder, options: ClassifyOptions, image_features: Tensor, paths: list[str]
-) -> Iterator[Answer]:
-    from .answers import answers_of_head
+def _with_head(
+    model: DualEncoder, cache: FeatureCache | None, options: ClassifyOptions
+) -> tuple[Encoder, Answers]:
+    """Classes by a head of the model directory."""
+    from .answers import ranked
+    from .head_encoder import HeadEncoder, head_logits
 
-    names = _named_classes(options) or head.class_names
-    return answers_of_head(head, names, image_features, paths, top=options.top)
+    assert options.head is not None
+    adapted = model.with_head(options.head)
+    names = _class_names(options) or adapted.class_names
+
+    def answer_all(features: Tensor, paths: list[str]) -> Iterator[Answer]:
+        logits = head_logits(model, adapted.head, features, names)
+        return ranked(names, logits, logits, paths, top=options.top)
+
+    return HeadEncoder(adapted, cache), answer_all
 
 
 def _classifier(encoder: Encoder, prompt_set: PromptSet | None, options: ClassifyOptions) -> Classifier:
@@ -190,8 +191,8 @@ def _classifier(encoder: Encoder, prompt_set: PromptSet | None, options: Classif
     from .stored_heads import read_head
 
     if prompt_set is None:
-        assert options.head_file is not None
-        return read_head(options.head_file, embed_dim=encoder.model.embed_dim)
+        assert options.head is not None
+        return read_head(options.head, embed_dim=encoder.model.embed_dim)
     with progress("prompts", len(prompt_set.prompts)) as meter:
         return build_classifier(encoder, prompt_set, progress=meter.advance)
 
@@ -215,8 +216,8 @@ def _prompt_set(options: ClassifyOptions) -> PromptSet:
     from .descriptions import DescriptionBank, PromptFormat
 
     bank = None if options.descriptions is None else DescriptionBank.read(options.descriptions)
-    names = _named_classes(options)
-    if names is None:
+    names = _class_names(options)
+    if not names:
         assert bank is not None
         names = checked_class_names(bank.names, str(options.descriptions))
     if bank is None:
@@ -225,13 +226,13 @@ def _prompt_set(options: ClassifyOptions) -> PromptSet:
     return prompts_of_descriptions(names, bank, prompt_format)
 
 
-def _named_classes(options: ClassifyOptions) -> tuple[str, ...] | None:
-    """The classes that are named one by one, if they are."""
+def _class_names(options: ClassifyOptions) -> tuple[str, ...]:
+    """The classes that were named, none where they come with something else."""
     from .classnames import parse_class_names, read_class_names
 
     if options.classes is not None:
         return parse_class_names(options.classes)
-    return None if options.classes_file is None else read_class_names(options.classes_file)
+    return () if options.classes_file is None else read_class_names(options.classes_file)
 
 
 def _shown(answer: Answer, options: ClassifyOptions) -> str:

@@ -22,7 +22,6 @@ from clipkit.evaluation import encode_texts
 from clipkit.feature_cache import FeatureCache, content_key
 
 if TYPE_CHECKING:
-    from clipkit.heads.adapted import AdaptedEncoder
     from clipkit.model import DualEncoder
 
 Progress = Callable[[int], None]
@@ -54,30 +53,19 @@ class Encoder:
     In a job of several ranks all of them call it together, each encodes its share, and all get everything.
     """
 
-    def __init__(
-        self,
-        model: DualEncoder,
-        cache: FeatureCache | None,
-        *,
-        precision: str = "fp32",
-        head: AdaptedEncoder | None = None,
-    ) -> None:
+    def __init__(self, model: DualEncoder, cache: FeatureCache | None, *, precision: str = "fp32") -> None:
         """Wrap a model.
 
         Args:
             model: on the device to compute on; put in evaluation mode.
             cache: of this model; None computes everything anew.
             precision: of the towers, `fp32`, `bf16` or `fp16`; features are normalised in fp32.
-            head: of this model, whose image features are wanted; texts are those of the model.
         """
         self.model = model.eval()
         self._cache = cache
         self._device = model.logit_scale.device
         self._kind = "" if precision == "fp32" else f"/{precision}"
-        self._head = head
-        self._image_kind = self._kind
-        if head is not None and head.head.changes_image:
-            self._image_kind += f"/head {head.facts['tensors_sha256']}"
+        self._image_kind = f"image{self._kind}"
         self._autocast = partial(autocast_of, precision, self._device)
         warn_if_emulated(precision, self._device)
 
@@ -141,7 +129,7 @@ class Encoder:
     def _own_images(
         self, source: Source, numbers: Sequence[int], batch_size: int, num_workers: int, progress: Progress
     ) -> EncodedImages:
-        keys, samples, unreadable = _read(source, numbers, f"image{self._image_kind}")
+        keys, samples, unreadable = _read(source, numbers, self._image_kind)
         known = {} if self._cache is None else self._cache.read(keys.values())
         num_from_cache = sum(key in known for key in keys.values())
         progress(len(unreadable) + num_from_cache)
@@ -162,9 +150,7 @@ class Encoder:
         unreadable |= {number: reasons[key] for number, key in keys.items() if key not in known}
         readable = [number for number, key in keys.items() if key in known]
         return EncodedImages(
-            features=self._of_head(
-                _stack([known[keys[number]] for number in readable], self.model.embed_dim)
-            ),
+            features=_stack([known[keys[number]] for number in readable], self.model.embed_dim),
             index=torch.tensor(readable, dtype=torch.int64),
             samples=tuple(samples[number] for number in readable),
             unreadable=dict(sorted(unreadable.items())),
@@ -172,16 +158,8 @@ class Encoder:
         )
 
     def _encode(self, images: Tensor) -> Tensor:
-        """Features that are cached: the head's where it changes the tower, else the model's own."""
-        if self._head is not None and self._head.head.changes_image:
-            return self._head.encode_image(images)
+        """(B, 3, H, W) -> (B, D), of any length."""
         return self.model.encode_image(images)
-
-    def _of_head(self, image_features: Tensor) -> Tensor:
-        """What the head makes of features that are cached."""
-        if self._head is None or self._head.head.changes_image:
-            return image_features
-        return self._head.head.from_frozen(image_features.to(self._device)).cpu()
 
     def _loader(self, source: Source, batch_size: int, num_workers: int) -> EvalLoader:
         return build_eval_loader(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -11,8 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import App, Parameter
 
 if TYPE_CHECKING:
+    from rich.table import Table as RichTable
+
     from .results import Result
+    from .runner import RunOptions
     from .suite import Entry
+    from .tasks.base import Table
+
+    Run = Callable[[str, RunOptions], Iterator[Result]]
 
 app = App(
     name="evaluate",
@@ -29,8 +35,18 @@ class EvaluateOptions:
     """A YAML file `NAME: {task: ..., data: ..., ...}`."""
     task: str | None = None
     """Without a suite: one task, such as `zeroshot_classification` or `zeroshot_retrieval`."""
-    data: str | None = None
-    """Without a suite: what the task runs on."""
+    protocol: Literal["base-to-new", "few-shot"] | None = None
+    """In place of tasks: heads of the model directory beside the model as it is. `base-to-new`: trained on
+    base classes (`clipkit adapt --classes base`), on these and on new ones, beside published figures;
+    `few-shot`: trained on all classes, by the number of images."""
+    data: tuple[str, ...] = ()
+    """Without a suite: what the task runs on. For a protocol: `NAME=PLACE`, once for each data set, with
+    places as `clipkit adapt` takes them."""
+    head: str | None = None
+    """For a protocol: names of heads, or what their names begin with, between commas; heads that differ by
+    their seed alone are one row."""
+    descriptions: Path | None = None
+    """For a protocol: a JSON file `{class: [descriptor, ...]}`, to measure the classifier by descriptions."""
     name: str | None = None
     """Without a suite: what the result is reported under; by default the name of the data."""
     settings: Annotated[tuple[str, ...], Parameter(name="--set")] = ()
@@ -82,12 +98,11 @@ def evaluate(
     from clipkit.distributed import rank
 
     from .report import write_reports
-    from .runner import RunOptions, open_sources, run_model
+    from .runner import RunOptions
 
-    entries = _entries(options)
+    run = _protocol(options) if options.protocol is not None else _suite(options)
     results: list[Result] = []
     with process_group() as device:
-        sources = open_sources(entries)
         run_options = RunOptions(
             output=options.output,
             batch_size=options.batch_size,
@@ -99,21 +114,54 @@ def evaluate(
             quiet=options.quiet,
         )
         for model in dict.fromkeys(models):
-            results += run_model(model, entries, sources, run_options)
+            results += run(model, run_options)
         if rank() == 0:
             page, text = write_reports(options.output, results)
-            _print(results, as_json=options.as_json)
+            _print(results, as_json=options.as_json, is_protocol=options.protocol is not None)
             print(f"report: {page} and {text}", file=sys.stderr)
     return 0
+
+
+def _suite(options: EvaluateOptions) -> Run:
+    """The tasks, with their data opened."""
+    from .runner import open_sources, run_model
+
+    entries = _entries(options)
+    sources = open_sources(entries)
+    return lambda model, run_options: run_model(model, entries, sources, run_options)
+
+
+def _protocol(options: EvaluateOptions) -> Run:
+    """The protocol, with its data opened."""
+    from .protocols.run import open_data, run_protocol
+
+    data = open_data(options.data)
+    heads = [name.strip() for name in (options.head or "").split(",") if name.strip()]
+    protocol, descriptions = str(options.protocol), options.descriptions
+    return lambda model, settings: run_protocol(protocol, model, data, heads, descriptions, settings)
 
 
 def _check(models: Sequence[str], options: EvaluateOptions) -> None:
     """Refuse requests that contradict themselves."""
     if not models:
         raise ValueError("name a model or several: clipkit evaluate MODEL ... --task NAME --data PLACE")
-    if (options.suite is None) == (options.task is None):
-        raise ValueError("give either --suite FILE or --task NAME with --data PLACE")
-    if options.suite is not None and (options.data, options.name, options.settings) != (None, None, ()):
+    if (options.suite, options.task, options.protocol).count(None) != 2:
+        raise ValueError(
+            "give either --suite FILE or --task NAME with --data PLACE, or --protocol NAME with --data and "
+            "--head"
+        )
+    if options.protocol is not None:
+        if not options.data or not (options.head or "").strip(", "):
+            raise ValueError(
+                "--protocol needs --data NAME=PLACE, once or more often, and --head NAME[,NAME...]"
+            )
+        if (options.name, options.settings) != (None, ()):
+            raise ValueError("--name and --set belong to --task; for a protocol, give --data NAME=PLACE")
+    elif (options.head, options.descriptions) != (None, None):
+        raise ValueError("--head and --descriptions belong to --protocol")
+    elif len(options.data) > 1:
+        raise ValueError(f"a task takes one --data, got {len(options.data)}; write a suite for several")
+    if options.suite is not None and (options.data, options.name, options.settings) != ((), None, ()):
         raise ValueError("--data, --name and --set belong to --task; a suite file has its own")
     if options.batch_size < 1 or options.num_workers < 0:
         raise ValueError(
@@ -128,14 +176,15 @@ def _entries(options: EvaluateOptions) -> list[Entry]:
     if options.suite is not None:
         return read_suite(options.suite)
     settings: dict[str, Any] = {"task": options.task}
-    if options.data is not None:
-        settings["data"] = options.data
+    place = options.data[0] if options.data else None
+    if place is not None:
+        settings["data"] = place
     for setting in options.settings:
         key, equals, value = setting.partition("=")
         if not equals:
             raise ValueError(f"--set takes KEY=VALUE, got {setting!r}")
         settings[key.strip().replace("-", "_")] = _value(value)
-    data = (options.data or str(options.task)).partition("::")[0].rstrip("/")
+    data = (place or str(options.task)).partition("::")[0].rstrip("/")
     parts = [part for part in Path(data).parts if part not in ("/", "test")]
     return [make_entry(options.name or (parts[-1] if parts else data), settings)]
 
@@ -150,11 +199,10 @@ def _value(text: str) -> Any:
         return text
 
 
-def _print(results: Sequence[Result], *, as_json: bool) -> None:
+def _print(results: Sequence[Result], *, as_json: bool, is_protocol: bool) -> None:
     import json
 
     from rich.console import Console
-    from rich.table import Table
 
     from .report import summary_table
 
@@ -170,13 +218,25 @@ def _print(results: Sequence[Result], *, as_json: bool) -> None:
             }
             print(json.dumps(facts))
         return
-    summary = summary_table(results)
-    table = Table(box=None, pad_edge=False)
-    for number, column in enumerate(summary.header):
-        table.add_column(column, justify="left" if number < 2 else "right", no_wrap=True)
-    for row in summary.rows:
-        table.add_row(*row)
     console = Console()
     if not console.is_terminal:
         console = Console(width=240)  # a file has no edge to wrap at
-    console.print(table, markup=False)
+    for result in results if is_protocol else ():
+        for own in result.tables:
+            console.print(f"{result.model.shown}, {own.title}", markup=False)
+            console.print(_rich(own, num_left=1), markup=False)
+            console.print(own.note, markup=False)
+    if not is_protocol:
+        console.print(_rich(summary_table(results), num_left=2), markup=False)
+
+
+def _rich(table: Table, *, num_left: int) -> RichTable:
+    """A table for the terminal; the first columns are text."""
+    from rich.table import Table as RichTable
+
+    shown = RichTable(box=None, pad_edge=False)
+    for number, column in enumerate(table.header):
+        shown.add_column(column, justify="left" if number < num_left else "right", no_wrap=True)
+    for row in table.rows:
+        shown.add_row(*row)
+    return shown

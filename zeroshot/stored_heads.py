@@ -19,6 +19,11 @@ from .classnames import checked_class_names
 SUFFIXES = (".npz", ".npy", ".safetensors")
 
 
+def is_head_file(location: str) -> bool:
+    """Whether a head is meant that lies in a file of its own; else it is a name in a model directory."""
+    return location.endswith(SUFFIXES) or any(f"{suffix}:" in location for suffix in SUFFIXES)
+
+
 def read_head(location: str, *, names: Path | None = None, embed_dim: int | None = None) -> Classifier:
     """Read a head; its rows are normalised in fp32, whatever their type in the file.
 

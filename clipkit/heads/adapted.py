@@ -14,8 +14,6 @@ from clipkit.prompts.class_texts import ClassTexts
 if TYPE_CHECKING:
     from clipkit.model import DualEncoder
 
-_ROWS_PER_BLOCK = 256
-
 
 class AdaptedEncoder:
     """What `DualEncoder.with_head` gives; results are without gradient, on the model's device."""
@@ -50,13 +48,6 @@ class AdaptedEncoder:
     def logits(self, images: Tensor, names: Sequence[str]) -> Tensor:
         """Scores (B, C) fp32, as a softmax takes them, of images (B, 3, H, W) for any classes."""
         return self.head.logits(self.model, self.encode_image(images), self._class_texts(names))
-
-    @torch.no_grad()
-    def logits_of_features(self, image_features: Tensor, names: Sequence[str]) -> Tensor:
-        """The same from (N, D) features of `encode_image`: (N, C) fp32, on the CPU; in blocks of rows."""
-        texts, device = self._class_texts(names), self.model.logit_scale.device
-        blocks = torch.split(image_features, _ROWS_PER_BLOCK)
-        return torch.cat([self.head.logits(self.model, block.to(device), texts).cpu() for block in blocks])
 
     def _class_texts(self, names: Sequence[str]) -> ClassTexts:
         if self._texts is None or self._texts[0] != tuple(names):

@@ -56,6 +56,52 @@ def check_base_head(name: str, facts: Facts, class_names: Sequence[str]) -> None
         )
 
 
+def heads_of_data(
+    facts: Mapping[str, Facts],
+    classes: Mapping[str, Sequence[str]],
+    places: Mapping[str, str],
+    *,
+    base: bool = True,
+) -> dict[str, dict[str, Facts]]:
+    """Which heads are tested on which data set: those that were trained on its base classes, or on all.
+
+    Where data sets have the same classes, a head belongs to the one that its file names, if it names one.
+
+    Args:
+        facts: by the name of the head.
+        classes: by the name of the data set, in the order of the labels.
+        places: of the data sets.
+        base: whether training was to be on base classes alone.
+
+    Raises:
+        ValueError: a head belongs to no data set, or a data set has no head.
+    """
+    what = "the base classes" if base else "all classes"
+    found: dict[str, dict[str, Facts]] = {data: {} for data in classes}
+    for name, own in facts.items():
+        trained = sorted(own["class_names"])
+        fitting = [
+            data for data, names in classes.items() if sorted(_base(names) if base else names) == trained
+        ]
+        if not fitting:
+            if base and len(classes) == 1:
+                check_base_head(name, own, next(iter(classes.values())))
+            raise ValueError(
+                f"head {name!r} was trained on {len(trained)} classes that are {what} of none of "
+                f"{', '.join(classes)}"
+            )
+        for data in [data for data in fitting if places[data] == own.get("data")] or fitting:
+            found[data][name] = own
+    lacking = [data for data, heads in found.items() if not heads]
+    if lacking:
+        raise ValueError(f"none of the heads was trained on {what} of {lacking[0]}")
+    return found
+
+
+def _base(class_names: Sequence[str]) -> Sequence[str]:
+    return class_names[: (len(class_names) + 1) // 2]
+
+
 def by_seed(facts: Mapping[str, Facts]) -> dict[tuple[str, int | None], dict[int, str]]:
     """Heads that differ by their seed alone.
 

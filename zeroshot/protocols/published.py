@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -39,6 +40,21 @@ def published_rows(protocol: str, dataset: str) -> dict[str, Any]:
         for name, value in values.items()
         if _key(name) == wanted and value is not None
     }
+
+
+def published_datasets(protocol: str) -> frozenset[str]:
+    """Names of the data sets that published averages are of, without case and separators.
+
+    Raises:
+        ValueError: there is no such protocol.
+    """
+    methods = _table(protocol)["methods"]
+    return frozenset(_key(name) for values in methods.values() for name in values if name != AVERAGE)
+
+
+def is_all_published(protocol: str, datasets: Iterable[str]) -> bool:
+    """Whether these are just the data sets that published averages are of."""
+    return frozenset(_key(name) for name in datasets) == published_datasets(protocol)
 
 
 def published_source(protocol: str) -> str:
