@@ -9,6 +9,7 @@ import prompt_oracle
 import pytest
 import torch
 from prompt_models import TEXTS, VISION, WordTokenizer, make_model
+from small_models import small_model
 
 from clipkit import packed_texts
 from clipkit.packed_texts import Packed, repeated
@@ -349,3 +350,13 @@ def test_towers_in_half_precision_take_prompts_in_full(dtype):  # type: ignore[n
         found.append((torch.nn.functional.normalize(images.float(), dim=-1), texts))
     for first, second in zip(*found, strict=True):
         torch.testing.assert_close(first, second, rtol=0, atol=0.05)
+
+
+def test_prompts_that_are_not_those_of_the_slots_are_refused() -> None:
+    model = small_model()
+    texts = class_texts(model, ["cat", "dog"], "a photo of a {c}.", 2)
+    for shape in ((3, 16), (1, 16), (3, 2, 16)):
+        with pytest.raises(ValueError, match="2 classes have 2 slots each, got prompts of shape"):
+            texts.encode(model, [torch.zeros(shape)])
+    with pytest.raises(ValueError, match="at least one class"):
+        class_texts(model, [], "a photo of a {c}.", 2)

@@ -61,7 +61,11 @@ class ClassTexts:
 
         Returns:
             (C, D), L2-normalised, in fp32.
+
+        Raises:
+            ValueError: prompts are not as many as the slots, or not of as many classes.
         """
+        self._check(prompts)
         is_shared = all(vectors.ndim == 2 for vectors in prompts)
         if self.packed and is_shared:
             recompute = len(self.packed) > 1
@@ -78,6 +82,15 @@ class ClassTexts:
             ]
             features = torch.cat(parts)
         return unit_features(features)
+
+    def _check(self, prompts: Sequence[Tensor]) -> None:
+        num_classes, num_slots = self.positions.shape
+        for vectors in prompts:
+            if vectors.shape[-2] != num_slots or (vectors.ndim == 3 and len(vectors) != num_classes):
+                raise ValueError(
+                    f"the texts of {num_classes} classes have {num_slots} slots each, got prompts of shape "
+                    f"{tuple(vectors.shape)}"
+                )
 
     def encode_for_each(self, model: DualEncoder, prompts: Tensor) -> Tensor:
         """Features of the classes for each of B images, whose prompts stand before the first block.
@@ -195,9 +208,11 @@ def class_texts(
             text and half behind the name (`middle`), or all behind it (`front`); CoOp, arXiv:2109.01134.
 
     Raises:
-        ValueError: a text with its slots does not fit into the context; the template has no `{c}`, or fewer
-            than M tokens before it.
+        ValueError: there is no class; a text with inserted slots does not fit into the context (others are
+            cut, as the tokenizer does it); the template has no `{c}`, or fewer than M tokens before it.
     """
+    if not names:
+        raise ValueError("name at least one class, got none")
     tokens, positions = tokens_with_slots(
         model, names, template, num_slots, insert=insert, class_position=class_position
     )
