@@ -26,6 +26,7 @@ from clipkit.zeroshot.protocols.published import (
     published_source,
 )
 from clipkit.zeroshot.protocols.table import measurement, over_all, pairs_of
+from clipkit.zeroshot.protocols.transfer_table import measurement as transfer_measurement
 from PIL import Image
 from small_models import small_model
 
@@ -338,6 +339,51 @@ def test_few_shot_of_a_model_directory(model_dir, places, tmp_path, capsys):
     assert [line.split()[0] for line in lines[2:4]] == ["vpt", "zero-shot"]
     assert main([*command[:5], "coop-mine", *command[6:]]) != 0
     assert "2 classes that are all classes of none of mine" in capsys.readouterr().err
+
+
+def test_transfer_of_a_model_directory(model_dir, places, tmp_path, capsys):
+    command = [
+        "evaluate",
+        str(model_dir),
+        "--head",
+        "all-3",
+        "--quiet",
+        "--output",
+        str(tmp_path / "results"),
+    ]
+    command += ["--data", f"dtd={places / 'dtd'}", "--data", f"mine={places / 'mine'}", "--protocol"]
+    assert main([*command, "cross-dataset", "--json"]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["dataset"] for line in lines] == ["dtd", "mine", AVERAGE]
+    model = clipkit.load(model_dir).requires_grad_(False)
+    for line in lines[:2]:
+        splits = open_class_splits(str(places / line["dataset"]))
+        for seed in (1, 2):
+            own = accuracy(model, splits.test, splits.names, model.with_head(f"all-3-{seed}").logits)
+            assert line["metrics"][f"vpt_3_shots_seed_{seed}_acc1"] == own
+    assert main([*command, "domain"]) != 0
+    assert "dtd has the class 'ash'" in capsys.readouterr().err
+    assert main(["evaluate", str(model_dir), "--head", "all,coop", *command[4:], "cross-dataset"]) != 0
+    assert "needs one source" in capsys.readouterr().err
+
+
+def test_transfer_table_by_hand():
+    vpt, plain = ("vpt", 16), ("zero-shot", None)
+    found = {
+        "imagenet": {vpt: {1: (0.7,), 2: (0.8,)}, plain: {0: (0.6,)}},
+        "dtd": {vpt: {1: (0.4,), 2: (0.5,)}, plain: {0: (0.3,)}},
+        "mine": {vpt: {1: (0.6,), 2: (0.5,)}, plain: {0: (0.1,)}},
+    }
+    own = transfer_measurement("cross-dataset", found, ["imagenet"])
+    assert own.metrics["vpt_16_shots_acc1"] == pytest.approx(0.5)
+    assert own.metrics["zero-shot_acc1"] == pytest.approx(0.2)
+    (table,) = own.tables
+    assert table.header == ("method", "imagenet (source)", "dtd", "mine", AVERAGE)
+    assert table.rows[0][1:] == tuple(
+        f"{text} (2 seeds)" for text in ("75.00 ± 7.07", "45.00 ± 7.07", "55.00 ± 7.07", "50.00 ± 0.00")
+    )
+    assert table.rows[1] == ("zero-shot", "60.00", "30.00", "10.00", "20.00")
+    assert ("MaPLe (published)", "70.72", "46.49", "", "") in table.rows
 
 
 def test_few_shot_table_by_hand():

@@ -35,10 +35,11 @@ class EvaluateOptions:
     """A YAML file `NAME: {task: ..., data: ..., ...}`."""
     task: str | None = None
     """Without a suite: one task, such as `zeroshot_classification` or `zeroshot_retrieval`."""
-    protocol: Literal["base-to-new", "few-shot"] | None = None
+    protocol: Literal["base-to-new", "few-shot", "cross-dataset", "domain"] | None = None
     """In place of tasks: heads of the model directory beside the model as it is. `base-to-new`: trained on
     base classes (`clipkit adapt --classes base`), on these and on new ones, beside published figures;
-    `few-shot`: trained on all classes, by the number of images."""
+    `few-shot`: trained on all classes, by the number of images; `cross-dataset` and `domain`: trained on one
+    data set, on others, which for `domain` have the same classes or some of them."""
     data: tuple[str, ...] = ()
     """Without a suite: what the task runs on. For a protocol: `NAME=PLACE`, once for each data set, with
     places as `clipkit adapt` takes them."""

@@ -102,6 +102,33 @@ def _base(class_names: Sequence[str]) -> Sequence[str]:
     return class_names[: (len(class_names) + 1) // 2]
 
 
+def check_source(facts: Mapping[str, Facts], protocol: str, classes: Mapping[str, Sequence[str]]) -> None:
+    """Refuse heads that were not all trained on one source, and domains with classes that it lacks.
+
+    Args:
+        facts: by the name of the head.
+        protocol: `cross-dataset` or `domain`.
+        classes: by the name of the data set.
+
+    Raises:
+        ValueError: the heads were trained on different classes, or a domain has a class that is not theirs.
+    """
+    first, *others = facts
+    trained = set(facts[first]["class_names"])
+    for name in others:
+        if set(facts[name]["class_names"]) != trained:
+            raise ValueError(
+                f"heads {first!r} and {name!r} were trained on different classes; {protocol} needs one source"
+            )
+    for data, names in classes.items():
+        lacking = [each for each in names if each not in trained]
+        if protocol == "domain" and lacking:
+            raise ValueError(
+                f"{data} has the class {lacking[0]!r}, which head {first!r} was not trained on: others "
+                "are for --protocol cross-dataset"
+            )
+
+
 def by_seed(facts: Mapping[str, Facts]) -> dict[tuple[str, int | None], dict[int, str]]:
     """Heads that differ by their seed alone.
 

@@ -11,12 +11,13 @@ from .table import Accuracies, Row, key, marked, percent
 ACCURACY = "acc1"
 
 
-def measurement(rows: Accuracies, dataset: str) -> Measurement:
+def measurement(rows: Accuracies, dataset: str, protocol: str = "few-shot") -> Measurement:
     """The accuracy of the first row is the headline.
 
     Args:
         rows: own accuracies among all classes.
         dataset: that they are of, or `average`.
+        protocol: that they are of.
     """
     found = {row: spread([value for (value,) in own.values()]) for row, own in rows.items()}
     metrics: dict[str, float] = {}
@@ -27,10 +28,10 @@ def measurement(rows: Accuracies, dataset: str) -> Measurement:
     for row, by_number in rows.items():
         for seed, (value,) in by_number.items():
             metrics[f"{key(row)}_seed_{seed}_{ACCURACY}"] = value
-    return Measurement(metrics=metrics, tables=(_table(found, dataset),))
+    return Measurement(metrics=metrics, tables=(_table(found, f"{dataset}: {protocol}"),))
 
 
-def _table(found: Mapping[Row, Spread], dataset: str) -> Table:
+def _table(found: Mapping[Row, Spread], title: str) -> Table:
     """A row for each method, a column for each number of shots that a head was trained with."""
     shots = sorted({shots for _, shots in found if shots is not None}, key=lambda number: number or 2**62)
     has_unknown = any(number is None for _, number in found)
@@ -41,4 +42,4 @@ def _table(found: Mapping[Row, Spread], dataset: str) -> Table:
         for method in dict.fromkeys(method for method, _ in found)
     )
     note = "Accuracy in percent on test images among all classes; mean ± standard deviation over seeds."
-    return Table(title=f"{dataset}: few-shot", header=header, rows=rows, note=note)
+    return Table(title=title, header=header, rows=rows, note=note)

@@ -1,4 +1,4 @@
-"""Run base-to-new or few-shot: accuracies of a model's heads and of zero-shot classifiers, as results."""
+"""Run a protocol: accuracies of a model's heads and of zero-shot classifiers, as results."""
 
 from __future__ import annotations
 
@@ -25,9 +25,10 @@ from ..encoder import EncodedImages, Encoder
 from ..head_encoder import HeadEncoder, head_logits
 from ..results import ModelName, Result, find_result, fingerprint, make_result, result_name, write_result
 from ..runner import RunOptions, name_model
-from . import few_shot_table
+from ..tasks.base import Measurement
+from . import few_shot_table, transfer_table
 from .base_to_new import Score, accuracy, base_and_new_accuracy
-from .chosen_heads import Facts, by_seed, heads_of_data, heads_that_begin
+from .chosen_heads import Facts, by_seed, check_source, heads_of_data, heads_that_begin
 from .published import AVERAGE
 from .table import Accuracies, Row, measurement, over_all, pairs_of
 
@@ -36,7 +37,8 @@ if TYPE_CHECKING:
 
     from clipkit.model import DualEncoder
 
-BASE_TO_NEW, FEW_SHOT = "base-to-new", "few-shot"
+BASE_TO_NEW = "base-to-new"
+TRANSFER = ("cross-dataset", "domain")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +90,7 @@ def run_protocol(
     """Results of a model: of each data set, and of several their average.
 
     Args:
-        protocol: `BASE_TO_NEW` or `FEW_SHOT`.
+        protocol: `base-to-new`, `few-shot`, `cross-dataset` or `domain`.
         source: a model directory with heads.
         data: to test on.
         wanted: names of heads, or beginnings of names.
@@ -104,13 +106,14 @@ def run_protocol(
     if model.directory is None:
         raise ValueError(f"--protocol needs a model directory with heads, {source} is none")
     names = heads_that_begin(wanted, head_names(model.directory))
-    facts = {name: read_facts(model.directory, name) for name in names}
-    belonging = heads_of_data(
-        facts,
-        {one.name: one.splits.names for one in data},
-        {one.name: one.place for one in data},
-        base=protocol == BASE_TO_NEW,
-    )
+    facts: dict[str, Facts] = {name: read_facts(model.directory, name) for name in names}
+    classes = {one.name: one.splits.names for one in data}
+    if protocol in TRANSFER:
+        check_source(facts, protocol, classes)
+        belonging = dict.fromkeys(classes, facts)
+    else:
+        places = {one.name: one.place for one in data}
+        belonging = heads_of_data(facts, classes, places, base=protocol == BASE_TO_NEW)
     groups = {name: by_seed(own) for name, own in belonging.items()}
     bank = None if descriptions is None else DescriptionBank.read(descriptions)
     run = _Run(protocol, model, name_model(source, model.model_id), bank, str(descriptions or ""), options)
@@ -167,7 +170,8 @@ class _Run:
             described = partial(self._of_prompts, encoder, self.bank)
             rows["descriptions", None] = {0: self._measured(described, plain.features, labels, names)}
         problems = Counter(plain.unreadable.values()) + Counter(data.splits.test.problems.counts)
-        return self._written(data.name, rows, [data.name], settings, stamp, len(plain.index), problems)
+        measured = self._measurement(rows, data.name, [data.name])
+        return self._written(data.name, measured, settings, stamp, len(plain.index), problems)
 
     def average(
         self, found: Mapping[str, Accuracies], data: Sequence[ProtocolData], heads: Mapping[str, Facts]
@@ -176,9 +180,18 @@ class _Run:
         settings = self._settings({one.name: one.place for one in data}, heads)
         sizes = {one.name: len(one.splits.test) for one in data}
         stamp = fingerprint(settings, sizes, self.named.model_id, self.options.precision)
-        return self._written(
-            AVERAGE, over_all(found), list(found), settings, stamp, sum(sizes.values()), Counter()
-        )
+        if self.protocol in TRANSFER:
+            trained_on = {own.get("data") for own in heads.values()}
+            sources = [one.name for one in data if one.place in trained_on]
+            measured = transfer_table.measurement(self.protocol, found, sources)
+        else:
+            measured = self._measurement(over_all(found), AVERAGE, list(found))
+        return self._written(AVERAGE, measured, settings, stamp, sum(sizes.values()), Counter())
+
+    def _measurement(self, rows: Accuracies, dataset: str, datasets: Sequence[str]) -> Measurement:
+        if self.protocol == BASE_TO_NEW:
+            return measurement(rows, dataset, datasets)
+        return few_shot_table.measurement(rows, dataset, self.protocol)
 
     def _of_head(self, data: ProtocolData, name: str, labels: Tensor) -> tuple[float, ...]:
         adapted: AdaptedEncoder = self.model.with_head(name)
@@ -233,19 +246,14 @@ class _Run:
     def _written(
         self,
         dataset: str,
-        rows: Accuracies,
-        datasets: Sequence[str],
+        measured: Measurement,
         settings: dict[str, Any],
         stamp: str,
         num_images: int,
         unreadable: Mapping[str, int],
     ) -> Result:
-        if self.protocol == BASE_TO_NEW:
-            found = measurement(rows, dataset, datasets)
-        else:
-            found = few_shot_table.measurement(rows, dataset)
         result = make_result(
-            found,
+            measured,
             {},
             dataset=dataset,
             task=self.protocol,
