@@ -48,6 +48,7 @@ def tab(browser: Any, running: Running) -> Iterator[Any]:
     errors: list[Any] = []
     tab.on("pageerror", lambda error: errors.append(error))
     tab.goto(running.url)
+    playwright.expect(tab.locator("#empty strong")).to_have_text("Look for pictures")
     yield tab
     tab.close()
     assert errors == []
@@ -61,6 +62,7 @@ def captions_of(tab: Any) -> list[str]:
 
 
 def test_by_keyboard_alone(tab: Any) -> None:
+    tab.evaluate("document.activeElement.blur()")
     tab.keyboard.press("/")
     tab.keyboard.type("a red star")
     tab.keyboard.press("Enter")
@@ -76,6 +78,20 @@ def test_by_keyboard_alone(tab: Any) -> None:
     tab.keyboard.press("Escape")
     playwright.expect(tab.locator("#empty strong")).to_have_text("Look for pictures")
     playwright.expect(tab.locator("#grid li")).to_have_count(0)
+
+
+def test_what_is_typed_before_the_service_has_answered_stays(browser: Any, running: Running) -> None:
+    tab = browser.new_page()
+    answers: list[Any] = []
+    tab.route("**/indexes", lambda route: answers.append(route))
+    tab.goto(running.url)
+    tab.fill("#q", "a red star")
+    while not answers:
+        tab.wait_for_timeout(20)
+    answers[0].continue_()
+    playwright.expect(tab.locator("#grid .caption").first).to_have_text("a red star")
+    assert tab.input_value("#q") == "a red star"
+    tab.close()
 
 
 def test_more_like_this_and_the_way_back(tab: Any) -> None:
