@@ -143,6 +143,7 @@ def compare(work: Path, peer_python: str, rounds: int) -> str:
         f"{len(queries)} text queries, {rounds} rounds in turns, one thread.\n"
         f"As autofaiss tunes it ({facts['peer']['index_param']}): recall {as_built_recall:.3f}, "
         f"{1e3 * as_built[0] / len(queries):.2f} ms.\nOurs: {facts['ours']['index']}.\n"
+        f"Build times are of one run each. faiss {faiss.__version__}.\n"
     )
 
 
