@@ -1,6 +1,6 @@
 """Every method of adaptation on small real images, base-to-new: accuracy, seconds and megabytes.
 
-    python benchmarks/adaptation.py --work /tmp/adaptation --data ../shared/data
+    python benchmarks/adaptation.py --work WORK --data DATA
 
 A small base model is trained first (benchmarks/adaptation.yaml) on parts of the same sets that are used for
 nothing else; see adaptation_data.py. Then every method learns 16 images a class of the first half of the
