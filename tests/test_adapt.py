@@ -12,6 +12,7 @@ from small_models import RESNET, images_for, small_model
 
 import clipkit
 from clipkit.cli import main
+from clipkit.prompts.vpt import Vpt
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (30, 40, 210)}
 
@@ -78,6 +79,13 @@ def test_other_settings_do_not_go_on(model, data, context):
     adapt_jobs.run(model, data, "mixed", "vpt", seed=2, overwrite=True)
     with pytest.raises(ValueError, match="has a head 'mixed'"):
         adapt_jobs.run(model, data, "mixed", "vpt")
+
+
+def test_a_loss_that_is_not_finite_is_no_head(model, data, monkeypatch):
+    monkeypatch.setattr(Vpt, "loss", lambda *arguments: torch.tensor(float("nan"), requires_grad=True))
+    with pytest.raises(RuntimeError, match="the loss is nan in epoch 1: lower --lr"):
+        adapt_jobs.run(model, data, "nan", "vpt")
+    assert not (model / "heads" / "nan.json").exists()
 
 
 @pytest.mark.parametrize("method", ["maple", "coop"])

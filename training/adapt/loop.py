@@ -72,6 +72,7 @@ def adapt(job: AdaptJob) -> dict[str, Any]:
     Raises:
         ValueError: a mistake in the request, in one line.
         OSError: something cannot be read or written.
+        RuntimeError: the loss is not finite; nothing is stored.
         AdaptInterruptedError: by SIGINT or SIGTERM; the same call goes on.
     """
     check_head_name(job.name)
@@ -184,6 +185,9 @@ class _Training:
         if own:
             with self.precision:
                 loss = self.head.loss(self.model, self.views.batch(epoch, own), texts)
+            if not bool(loss.isfinite()):
+                found = f"the loss is {float(loss.detach())} in epoch {epoch + 1}"
+                raise RuntimeError(f"{found}: lower --lr, or take --precision fp32")
             scaled: Any = self.scaler.scale(loss * (len(own) / len(rows)))
             scaled.backward()
             self.loss = float(loss.detach())
