@@ -27,6 +27,9 @@ from clipkit.tower_pair import TowerPair
 
 if TYPE_CHECKING:
     from clipkit.heads.adapted import AdaptedEncoder
+    from clipkit.regions.base import RegionHead
+
+_REGION_PREFIX = "region_head."
 
 
 class DualEncoder(TowerPair):
@@ -40,6 +43,8 @@ class DualEncoder(TowerPair):
     image_std: Tensor
     directory: Path | None = None
     """The model directory that `load` read; its heads belong to these weights."""
+    region_head: RegionHead | None
+    """What answers about parts of images; trained with the model, and saved and loaded with it."""
 
     def __init__(
         self,
@@ -66,6 +71,7 @@ class DualEncoder(TowerPair):
         self._tokenizer_dir = tokenizer_dir
         self._tokenizer: Any = None
         self._stored_id = stored_id
+        self.region_head = None
         self.register_buffer("image_mean", torch.tensor(preprocess_config.mean), persistent=False)
         self.register_buffer("image_std", torch.tensor(preprocess_config.std), persistent=False)
 
@@ -155,26 +161,43 @@ class DualEncoder(TowerPair):
         features = text_towers.encode_text(self.model, text.to(self.logit_scale.device))
         return F.normalize(features, dim=-1) if normalize else features
 
-    def forward(self, image: Tensor, text: Tensor) -> dict[str, Tensor]:
-        """Both towers, for training.
+    def forward(
+        self,
+        image: Tensor,
+        text: Tensor,
+        boxes: Tensor | None = None,
+        box_index: Tensor | None = None,
+        region_text: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """Both towers, for training, and the region head where regions come along.
 
         Args:
             image: as `encode_image` takes it.
             text: as `encode_text` takes it.
+            boxes: (R, 4) xyxy fractions of the images; there may be none in this batch.
+            box_index: (R,) int64 in [0, B), rising: the image of each box.
+            region_text: (R, L) int64, the phrase of each box.
 
         Returns:
             "image_features" and "text_features" (B, D), L2-normalised; "logit_scale", a scalar, already
-            exponentiated; "logit_bias", a scalar, in models that have one.
+            exponentiated; "logit_bias", a scalar, in models that have one. With regions also
+            "phrase_features" (R, D), L2-normalised, and the rows that the region head's losses need.
         """
         output = {
-            "image_features": self.encode_image(image, normalize=True),
             "text_features": self.encode_text(text, normalize=True),
             # Sums of one element: scalars that are no views, which FSDP's backward hooks could lose.
             "logit_scale": self.logit_scale.exp().sum(),
         }
         if self.logit_bias is not None:
             output["logit_bias"] = self.logit_bias.sum()
-        return output
+        if boxes is None or box_index is None or region_text is None:
+            return {"image_features": self.encode_image(image, normalize=True), **output}
+        from clipkit.regions.answers import training_rows
+
+        seen = self.tokens(image)
+        output["phrase_features"] = self.encode_text(region_text, normalize=True)
+        rows = training_rows(self, seen, boxes, box_index, output["phrase_features"])
+        return {"image_features": F.normalize(seen.pooled, dim=-1), **output, **rows}
 
     def tokens(self, images: Tensor, layers: Sequence[int] = (-1,)) -> towers.TowerOutput:
         """Pooled features and patch tokens of some layers; see `clipkit.towers.image_tokens`."""
@@ -190,6 +213,18 @@ class DualEncoder(TowerPair):
         """Last-layer patch tokens in the joint space; see `clipkit.towers.project_tokens`."""
         self._require("image")
         return towers.project_tokens(self.model, tokens)
+
+    def encode_regions(self, seen: towers.TowerOutput, boxes: Tensor, box_index: Tensor) -> Tensor:
+        """Features of boxes, (R, D); see `clipkit.regions.answers.encode_regions`."""
+        from clipkit.regions.answers import encode_regions
+
+        return encode_regions(self, seen, boxes, box_index)
+
+    def ground(self, images: Tensor, phrases: Sequence[str], index: Tensor | None = None) -> Tensor:
+        """Where phrases are in images, (P, 4); see `clipkit.regions.answers.ground`."""
+        from clipkit.regions.answers import ground
+
+        return ground(self, images, phrases, index)
 
     def with_head(self, name: str, *, model_dir: str | Path | None = None) -> AdaptedEncoder:
         """This model with a head that `clipkit adapt` made.
@@ -222,7 +257,8 @@ class DualEncoder(TowerPair):
 
         Args:
             path: the directory.
-            state_dict: other weights than the present ones (averaged, or gathered from shards).
+            state_dict: other weights than the present ones (averaged, or gathered from shards); the region
+                head is saved if they include its own.
             metrics: measured values for the model card.
             provenance: further facts on the model's origin, JSON-ready.
 
@@ -232,9 +268,16 @@ class DualEncoder(TowerPair):
         """
         if not (self.has_image and self.has_text):
             raise ValueError("one tower alone cannot be saved as a model directory: load both towers")
-        tensors = self.model.state_dict() if state_dict is None else without_wrappers(state_dict)
+        known = self.state_dict() if state_dict is None else without_wrappers(state_dict)
+        head_tensors = {name: tensor for name, tensor in known.items() if name.startswith(_REGION_PREFIX)}
         contents = ModelContents(
-            tensors=tensors,
+            tensors=without_wrappers(
+                {name: tensor for name, tensor in known.items() if name not in head_tensors}
+            ),
+            region_head=self.region_head if head_tensors else None,
+            region_tensors={
+                name.removeprefix(_REGION_PREFIX): tensor for name, tensor in head_tensors.items()
+            },
             model_cfg=self.config,
             preprocess=self.preprocess_config,
             tokenizer=self.tokenizer,

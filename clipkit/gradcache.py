@@ -56,7 +56,8 @@ def backward(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Accumulate in the parameters' `.grad` the gradient of `loss` over all chunks as one batch.
 
-    Tensors of `encode` with at least one dimension are features, concatenated along the first; scalars (a
+    Tensors of `encode` with at least one dimension are features, concatenated along the first, of which each
+    may have another number of rows in every chunk (pairs, regions); scalars (a
     logit scale, a bias) must not depend on the chunk, and their gradient is taken once. Every parameter that
     the loss is to train, the logit scale included, has to pass through `encode`: under
     DistributedDataParallel or FSDP that is the wrapped module's forward.
@@ -91,15 +92,14 @@ def backward(
     value = loss(leaves)
     scale_loss(value).backward()  # type: ignore[no-untyped-call]
 
-    start = 0
+    grads = {name: _split_grad(leaf, [output[name] for output in outputs]) for name, leaf in leaves.items()}
     for index, (chunk, state) in enumerate(zip(chunks, states, strict=True)):
         is_last = index == len(chunks) - 1
-        stop = start + _num_rows(outputs[index])
         with nullcontext() if is_last else no_sync():
             state.restore()
-            surrogate = _surrogate(encode(chunk), leaves, slice(start, stop), with_scalars=is_last)
+            own = {name: parts[index] for name, parts in grads.items()}
+            surrogate = _surrogate(encode(chunk), own, with_scalars=is_last)
             surrogate.backward()  # type: ignore[no-untyped-call]
-        start = stop
     after.restore()
     return value.detach(), {name: leaf.detach() for name, leaf in leaves.items()}
 
@@ -112,19 +112,22 @@ def _concatenate(outputs: Sequence[Features]) -> dict[str, Tensor]:
     }
 
 
-def _num_rows(features: Features) -> int:
-    return next(feature.shape[0] for feature in features.values() if feature.ndim)
+def _split_grad(leaf: Tensor, parts: Sequence[Tensor]) -> Sequence[Tensor | None]:
+    """The gradient of a feature of the whole batch by chunk; of a scalar, the whole for each."""
+    if leaf.grad is None or not leaf.ndim:
+        return [leaf.grad] * len(parts)
+    return torch.split(leaf.grad, [len(part) for part in parts])
 
 
-def _surrogate(features: Features, leaves: Features, rows: slice, *, with_scalars: bool) -> Tensor:
+def _surrogate(features: Features, grads: Mapping[str, Tensor | None], *, with_scalars: bool) -> Tensor:
     """<features, their cached gradient>: its backward is the backward of the loss through this chunk."""
     terms = []
     for name, feature in features.items():
-        grad = leaves[name].grad
+        grad = grads[name]
         if grad is None or not feature.requires_grad:
             continue
         if feature.ndim:
-            terms.append((feature * grad[rows].to(feature.dtype)).sum())
+            terms.append((feature * grad.to(feature.dtype)).sum())
         else:
             # The zero keeps every parameter in every graph, as synchronising wrappers expect.
             terms.append(feature * grad * float(with_scalars))

@@ -85,6 +85,10 @@ def load(
         encoder.resize_image_size(image_size)
     if context_length is not None and encoder.has_text:
         encoder.resize_context(context_length)
+    if found.record and found.directory and encoder.has_image:
+        from clipkit.regions.heads import read_region_head
+
+        encoder.region_head = read_region_head(found.directory, encoder, model_id=found.record["model_id"])
     return encoder.to(device).eval()
 
 

@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -21,6 +21,9 @@ from clipkit.preprocess import PreprocessConfig
 from clipkit.swap import replacing_directory
 from clipkit.tokenizers import context_length_of, tokenizer_facts
 from clipkit.version import __version__
+
+if TYPE_CHECKING:
+    from clipkit.regions.base import RegionHead
 
 FORMAT_VERSION = 1
 CONFIG_NAME = "open_clip_config.json"
@@ -45,6 +48,9 @@ class ModelContents:
     """Measured values by name, for the model card."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
     """JSON-ready facts on where the model comes from."""
+    region_head: RegionHead | None = None
+    region_tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    """The state dict of the region head, any device."""
 
 
 def write_model_dir(path: Path, contents: ModelContents) -> str:
@@ -77,6 +83,12 @@ def write_model_dir(path: Path, contents: ModelContents) -> str:
             target = folder / HEADS_NAME / head.name
             target.parent.mkdir(exist_ok=True)
             target.write_bytes(head.read_bytes())
+        if contents.region_head is not None:
+            from clipkit.regions.heads import write_region_head
+
+            write_region_head(
+                folder, contents.region_head, contents.region_tensors, model_id=str(record["model_id"])
+            )
         (folder / "README.md").write_text(model_card(path.name, record, contents.metrics), encoding="utf-8")
     return str(record["model_id"])
 

@@ -72,7 +72,7 @@ def head_gradients(kind: str) -> dict[str, np.ndarray]:
     tokens, texts = (whole.clone().requires_grad_() for whole in (part.tokens, part.texts))
     scale = torch.tensor(9.0, requires_grad=True)
     batch = RegionBatch(boxes=part.boxes, box_index=part.box_index, phrase_features=texts)
-    losses = head.losses(tokens, GRID, batch, scale)
+    losses = head.losses(head(tokens, GRID, batch), batch, scale)
     torch.stack(list(losses.values())).sum().backward()
     found = {f"loss of {name}": distributed.all_reduce_mean(loss) for name, loss in losses.items()}
     found["logit_scale"] = distributed.all_reduce_mean(scale.grad)

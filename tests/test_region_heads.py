@@ -143,7 +143,7 @@ def test_it_learns_the_regions_of_a_batch(kind):
     optimizer = torch.optim.AdamW(head.parameters(), lr=5e-3)
     course = []
     for _ in range(150):
-        losses = head.losses(data.tokens, GRID, batch, torch.tensor(10.0))
+        losses = head.losses(head(data.tokens, GRID, batch), batch, torch.tensor(10.0))
         course.append({name: float(loss.detach()) for name, loss in losses.items()})
         optimizer.zero_grad()
         torch.stack(list(losses.values())).sum().backward()

@@ -48,15 +48,16 @@ def layers_behind(names: Iterable[str]) -> dict[str, int]:
 
     Blocks are recognised by open_clip's, timm's and transformers' names (`resblocks.3.`, `blocks.3.`,
     `layer.3.`, `layer3.`). What lies outside the blocks is the input layer if it embeds (stem, class,
-    position and token embeddings), else the output layer, which has none behind it.
+    position and token embeddings), else the output layer, which has none behind it; so has a region head.
     """
     names = list(names)
-    block = {name: int(match[1]) for name in names if (match := _BLOCK.search(name))}
+    towers = [name for name in names if not name.startswith("region_head.")]
+    block = {name: int(match[1]) for name in towers if (match := _BLOCK.search(name))}
     indices: dict[str, set[int]] = {"image": set(), "text": set()}
     for name, index in block.items():
         indices[_tower(name)].add(index)
-    behind: dict[str, int] = {}
-    for name in names:
+    behind = dict.fromkeys(names, 0)
+    for name in towers:
         of_tower = indices[_tower(name)]
         if name in block:
             behind[name] = sum(index >= block[name] for index in of_tower)

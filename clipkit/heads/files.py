@@ -6,14 +6,17 @@ import dataclasses
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from torch import Tensor
+
 from clipkit.checksums import sha256_of
 from clipkit.heads.base import Head
-from clipkit.heads.methods import method_class
+from clipkit.heads.methods import METHODS, method_class
 from clipkit.json_files import read_json
 from clipkit.model_dir import HEADS_NAME, RECORD_NAME, read_record
 from clipkit.suggestions import did_you_mean
@@ -78,21 +81,35 @@ def write_head(
         OSError: it cannot be written.
         ValueError: the name makes no file name.
     """
+    content = {"method": head.method, "config": dataclasses.asdict(head.config), **facts}
+    return write_tensors(model_dir, name, head.state_dict(), content, model_id=model_id)
+
+
+def write_tensors(
+    model_dir: Path, name: str, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], *, model_id: str
+) -> dict[str, Any]:
+    """Store the tensors of a head and what is to be known of it; see `write_head`.
+
+    Args:
+        model_dir: of the model that the head was trained beside.
+        name: of the head.
+        tensors: its state dict, any device.
+        facts: JSON-ready: at least `method`, `config` and `class_names`.
+        model_id: of the model.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     check_head_name(name)
     tensors_path, record_path = _tensors_path(model_dir, name), _record_path(model_dir, name)
     record_path.parent.mkdir(exist_ok=True)
-    tensors = {key: value.detach().cpu().contiguous().clone() for key, value in head.state_dict().items()}
+    own = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
     temporary = tensors_path.with_name(f".{tensors_path.name}.tmp")
     try:
-        save_file(tensors, temporary, metadata={"format": "pt"})
+        save_file(own, temporary, metadata={"format": "pt"})
         temporary.chmod(0o644)
         content = {
             "format_version": FORMAT_VERSION,
-            "method": head.method,
-            "config": dataclasses.asdict(head.config),
             "model_id": model_id,
             "clipkit": __version__,
             **facts,
@@ -147,25 +164,49 @@ def read_head(model_dir: Path, name: str, model: DualEncoder) -> StoredHead:
         FileNotFoundError: there is no such head; the nearest is named.
         ValueError: a file is damaged, or the head belongs to another model.
     """
+    facts, tensors = read_stored(model_dir, name, model_id=model.model_id)
+    if facts["method"] not in METHODS:
+        raise ValueError(
+            f"head {name!r} is a {facts['method']}, which does not classify; what does: {', '.join(METHODS)}"
+        )
+    with restoring(model_dir, name, facts):
+        head = method_class(facts["method"]).restore(model, facts["config"], facts, tensors)
+    return StoredHead(head.to(model.logit_scale.device).eval().requires_grad_(False), facts)
+
+
+def read_stored(model_dir: Path, name: str, *, model_id: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """What is said of a head, and its tensors, on the CPU.
+
+    Raises:
+        FileNotFoundError: there is no such head; the nearest is named.
+        ValueError: a file is damaged, or the head belongs to another model.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     facts = read_facts(model_dir, name)
-    identity = model.model_id
-    if facts["model_id"] != identity:
+    if facts["model_id"] != model_id:
         raise ValueError(
-            f"head {name!r} belongs to the model {str(facts['model_id'])[:12]}, this one is {identity[:12]}: "
+            f"head {name!r} belongs to the model {str(facts['model_id'])[:12]}, this one is {model_id[:12]}: "
             "a head serves the weights that it was trained beside"
         )
     path = _tensors_path(model_dir, name)
     if sha256_of(path) != facts["tensors_sha256"]:
         raise ValueError(f"{path} is not what {name}.json says (damaged or replaced): train the head again")
     try:
-        head = method_class(facts["method"]).restore(model, facts["config"], facts, load_file(path))
-    except (SafetensorError, RuntimeError, TypeError) as error:
-        reason = str(error).splitlines()[0]
+        return facts, load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} cannot be read as tensors: {str(error).splitlines()[0]}") from None
+
+
+@contextmanager
+def restoring(model_dir: Path, name: str, facts: Mapping[str, Any]) -> Iterator[None]:
+    """What does not fit while a head is made from its file, said of the file."""
+    try:
+        yield
+    except (RuntimeError, TypeError) as error:
+        path, reason = _tensors_path(model_dir, name), str(error).splitlines()[0]
         raise ValueError(f"{path} cannot be read as a head of {facts['method']}: {reason}") from None
-    return StoredHead(head.to(model.logit_scale.device).eval().requires_grad_(False), facts)
 
 
 def _tensors_path(model_dir: Path, name: str) -> Path:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -28,12 +29,27 @@ class RegionHead(nn.Module, ABC):
 
     kind: ClassVar[str]
     """Name in settings and files."""
+    Config: ClassVar[type]
+    """The settings, JSON-ready fields with defaults."""
+    config: Any
+    """An instance of `Config`."""
+
+    @abstractmethod
+    def forward(self, tokens: Tensor, grid: tuple[int, int], regions: RegionBatch) -> dict[str, Tensor]:
+        """What `losses` needs of these images: named rows, one a region or one an image.
+
+        A batch may come in parts, whose rows are put together before `losses` sees them.
+
+        Args:
+            tokens: (B, N, C).
+            grid: (rows, columns) of the tokens.
+            regions: of these B images; there may be none.
+        """
 
     @abstractmethod
     def losses(
         self,
-        tokens: Tensor,
-        grid: tuple[int, int],
+        rows: Mapping[str, Tensor],
         regions: RegionBatch,
         logit_scale: Tensor,
         *,
@@ -42,9 +58,8 @@ class RegionHead(nn.Module, ABC):
         """Named losses of this rank; their means over ranks are those of all regions. Collective.
 
         Args:
-            tokens: (B, N, C).
-            grid: (rows, columns) of the tokens.
-            regions: of these B images; there may be none.
+            rows: what `forward` gave, of all images of this rank.
+            regions: of these images; there may be none.
             logit_scale: scalar, exponentiated.
             group: ranks whose regions are negatives of each other.
         """

@@ -8,6 +8,7 @@ by a layer of its own, the layer normalises its inputs, and its outputs are norm
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -34,13 +35,14 @@ class PrompterConfig:
     max_text_similarity: float = MAX_TEXT_SIMILARITY
     """Cosine above which two phrases are no negatives of each other; 1 for no such filter."""
     with_grounding: bool = True
-    """Whether it also learns where phrases are."""
+    """Whether it also learns where phrases are; else it refuses to ground."""
 
 
 class Prompter(RegionHead):
     """Prompts before the tokens, one layer, the mean of its outputs, a projection."""
 
     kind: ClassVar[str] = "prompter"
+    Config: ClassVar[type] = PrompterConfig
 
     def __init__(self, width: int, embed_dim: int, config: PrompterConfig | None = None) -> None:
         """Make a Prompter with random weights.
@@ -56,27 +58,33 @@ class Prompter(RegionHead):
         self.config = config or PrompterConfig()
         self.width = width
         self.corners = nn.ModuleList(nn.Linear(width, width) for _ in range(2))
-        self.phrase = nn.Linear(embed_dim, width)
         self.layer = PromptedLayer(width, self.config.num_heads, int(self.config.mlp_ratio * width))
         self.norm = nn.LayerNorm(width)
         self.projection = nn.Linear(width, embed_dim, bias=False)
         nn.init.normal_(self.projection.weight, std=width**-0.5)
-        self.box = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, 4))
+        if self.config.with_grounding:
+            self.phrase = nn.Linear(embed_dim, width)
+            self.box = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, 4))
+
+    def forward(self, tokens: Tensor, grid: tuple[int, int], regions: RegionBatch) -> dict[str, Tensor]:
+        """`region_features` (R, D) and, with grounding, `grounded_boxes` (R, 4); see `RegionHead`."""
+        rows = {"region_features": self.encode_regions(tokens, grid, regions.boxes, regions.box_index)}
+        if self.config.with_grounding:
+            rows["grounded_boxes"] = self._predict(tokens, regions.phrase_features, regions.box_index)
+        return rows
 
     def losses(
         self,
-        tokens: Tensor,
-        grid: tuple[int, int],
+        rows: Mapping[str, Tensor],
         regions: RegionBatch,
         logit_scale: Tensor,
         *,
         group: Group = None,
     ) -> dict[str, Tensor]:
-        """`region_text` and `grounding`, see `RegionHead`."""
-        features = self.encode_regions(tokens, grid, regions.boxes, regions.box_index)
+        """`region_text` and, with grounding, `grounding`; see `RegionHead`."""
         found = {
             "region_text": region_loss(
-                features,
+                rows["region_features"],
                 regions.phrase_features.float(),
                 logit_scale,
                 max_text_similarity=self.config.max_text_similarity,
@@ -84,8 +92,7 @@ class Prompter(RegionHead):
             )
         }
         if self.config.with_grounding:
-            boxes = self._predict(tokens, regions.phrase_features, regions.box_index)
-            found["grounding"] = corner_loss(boxes, regions.boxes, group=group)
+            found["grounding"] = corner_loss(rows["grounded_boxes"], regions.boxes, group=group)
         return found
 
     def encode_regions(
@@ -99,6 +106,8 @@ class Prompter(RegionHead):
 
     def ground(self, tokens: Tensor, grid: tuple[int, int], phrase_features: Tensor, index: Tensor) -> Tensor:
         """See `RegionHead`."""
+        if not self.config.with_grounding:
+            raise ValueError("this prompter was trained without grounding: train one with_grounding")
         boxes = self._predict(tokens, phrase_features, index).clamp(0, 1)
         first, second = boxes[:, :2], boxes[:, 2:]
         # Corners that come out in the wrong order still span a box.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -47,6 +48,7 @@ class QueryDecoder(RegionHead):
     """Pre-norm decoder layers over the tokens; heads for boxes, regions and the image."""
 
     kind: ClassVar[str] = "query-decoder"
+    Config: ClassVar[type] = QueryDecoderConfig
 
     def __init__(self, width: int, embed_dim: int, config: QueryDecoderConfig | None = None) -> None:
         """Make a decoder with random weights.
@@ -90,22 +92,33 @@ class QueryDecoder(RegionHead):
             image_features=F.normalize((image @ self.image_projection.to(image)).float(), dim=-1),
         )
 
+    def forward(self, tokens: Tensor, grid: tuple[int, int], regions: RegionBatch) -> dict[str, Tensor]:
+        """`query_features` (B, Q, D), `query_boxes` (B, Q, 4), `query_image_features` (B, D), of every image.
+
+        The last are the image query's, to be contrasted with captions. See `RegionHead`.
+        """
+        found = self.find(tokens)
+        return {
+            "query_features": found.features,
+            "query_boxes": found.boxes,
+            "query_image_features": found.image_features,
+        }
+
     def losses(
         self,
-        tokens: Tensor,
-        grid: tuple[int, int],
+        rows: Mapping[str, Tensor],
         regions: RegionBatch,
         logit_scale: Tensor,
         *,
         group: Group = None,
     ) -> dict[str, Tensor]:
         """`box` and `region_text` of the matched queries, see `RegionHead`."""
-        found = self.find(tokens)
-        pairs = match(found.boxes, regions.boxes, regions.box_index)
+        boxes = rows["query_boxes"]
+        pairs = match(boxes, regions.boxes, regions.box_index)
         texts = regions.phrase_features[pairs.box].float()
-        features = found.features[pairs.image, pairs.query]
+        features = rows["query_features"][pairs.image, pairs.query]
         return {
-            "box": box_loss(found.boxes[pairs.image, pairs.query], regions.boxes[pairs.box], group=group),
+            "box": box_loss(boxes[pairs.image, pairs.query], regions.boxes[pairs.box], group=group),
             "region_text": self._region_loss(features, texts, logit_scale, group),
         }
 

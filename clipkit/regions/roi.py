@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -16,6 +18,16 @@ _SAMPLES = 2
 """Samples of a bin in each direction."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class RoIAlignConfig:
+    """Settings of the control."""
+
+    num_bins: int = 3
+    """Of a box, in each direction."""
+    max_text_similarity: float = MAX_TEXT_SIMILARITY
+    """Cosine above which two phrases are no negatives of each other; 1 for no such filter."""
+
+
 class RoIAlign(RegionHead):
     """Tokens sampled in a box (Mask R-CNN, arXiv:1703.06870), their mean, a norm and a projection.
 
@@ -23,41 +35,49 @@ class RoIAlign(RegionHead):
     """
 
     kind: ClassVar[str] = "roi-align"
+    Config: ClassVar[type] = RoIAlignConfig
 
-    def __init__(self, width: int, embed_dim: int, *, num_bins: int = 3) -> None:
+    def __init__(self, width: int, embed_dim: int, config: RoIAlignConfig | None = None) -> None:
         """Make a head with random weights.
 
         Args:
             width: C of the tower's tokens.
             embed_dim: D of the joint space.
-            num_bins: of a box, in each direction.
+            config: its settings.
         """
         super().__init__()
-        self.num_bins = num_bins
+        self.config = config or RoIAlignConfig()
         self.norm = nn.LayerNorm(width)
         self.projection = nn.Linear(width, embed_dim, bias=False)
         nn.init.normal_(self.projection.weight, std=width**-0.5)
 
+    def forward(self, tokens: Tensor, grid: tuple[int, int], regions: RegionBatch) -> dict[str, Tensor]:
+        """`region_features` (R, D), see `RegionHead`."""
+        return {"region_features": self.encode_regions(tokens, grid, regions.boxes, regions.box_index)}
+
     def losses(
         self,
-        tokens: Tensor,
-        grid: tuple[int, int],
+        rows: Mapping[str, Tensor],
         regions: RegionBatch,
         logit_scale: Tensor,
         *,
         group: Group = None,
     ) -> dict[str, Tensor]:
         """`region_text`, see `RegionHead`."""
-        features = self.encode_regions(tokens, grid, regions.boxes, regions.box_index)
-        texts = regions.phrase_features.float()
-        loss = region_loss(features, texts, logit_scale, max_text_similarity=MAX_TEXT_SIMILARITY, group=group)
+        loss = region_loss(
+            rows["region_features"],
+            regions.phrase_features.float(),
+            logit_scale,
+            max_text_similarity=self.config.max_text_similarity,
+            group=group,
+        )
         return {"region_text": loss}
 
     def encode_regions(
         self, tokens: Tensor, grid: tuple[int, int], boxes: Tensor, box_index: Tensor
     ) -> Tensor:
         """See `RegionHead`."""
-        pooled = pool_boxes(tokens, grid, boxes, box_index, num_bins=self.num_bins)
+        pooled = pool_boxes(tokens, grid, boxes, box_index, num_bins=self.config.num_bins)
         return F.normalize(self.projection(self.norm(pooled)).float(), dim=-1)
 
     def ground(self, tokens: Tensor, grid: tuple[int, int], phrase_features: Tensor, index: Tensor) -> Tensor:

@@ -1,0 +1,91 @@
+"""What a model with a region head says of parts of images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from clipkit.regions.base import RegionBatch, RegionHead
+from clipkit.towers import TowerOutput
+
+if TYPE_CHECKING:
+    from clipkit.dual_encoder import DualEncoder
+
+
+def region_head_of(model: DualEncoder) -> RegionHead:
+    """The region head of a model.
+
+    Raises:
+        ValueError: it has none.
+    """
+    if model.region_head is None:
+        raise ValueError(
+            "this model has no region head: train one with `clipkit train --regions.head prompter` on shards "
+            "whose json has regions"
+        )
+    return model.region_head
+
+
+def training_rows(
+    model: DualEncoder, seen: TowerOutput, boxes: Tensor, box_index: Tensor, phrase_features: Tensor
+) -> dict[str, Tensor]:
+    """What the losses of the region head need of a batch; see `RegionHead.forward`."""
+    regions = RegionBatch(boxes=boxes, box_index=box_index, phrase_features=phrase_features)
+    rows: dict[str, Tensor] = region_head_of(model)(seen.tokens[0], _grid(seen), regions)
+    return rows
+
+
+def encode_regions(model: DualEncoder, seen: TowerOutput, boxes: Tensor, box_index: Tensor) -> Tensor:
+    """Features of boxes in the joint space, from the tokens of one forward.
+
+    Args:
+        model: with a region head.
+        seen: `model.tokens(images)`, of B images.
+        boxes: (R, 4) xyxy fractions of the images as the tower sees them.
+        box_index: (R,) int64 in [0, B): the image of each box.
+
+    Returns:
+        (R, D) fp32, L2-normalised.
+
+    Raises:
+        ValueError: the model has no region head.
+    """
+    device = seen.tokens[0].device
+    return region_head_of(model).encode_regions(
+        seen.tokens[0], _grid(seen), boxes.to(device), box_index.to(device)
+    )
+
+
+@torch.no_grad()
+def ground(model: DualEncoder, images: Tensor, phrases: Sequence[str], index: Tensor | None = None) -> Tensor:
+    """Where phrases are in images.
+
+    Args:
+        model: with a region head that grounds.
+        images: (B, 3, H, W), as `DualEncoder.encode_image` takes them.
+        phrases: P texts.
+        index: (P,) int64 in [0, B): the image of each phrase. None asks every phrase of every image, image by
+            image, so that P becomes B times the number of phrases.
+
+    Returns:
+        (P, 4) xyxy fractions in [0, 1] of the images as the tower sees them.
+
+    Raises:
+        ValueError: the model has no region head, or one that cannot ground.
+    """
+    head = region_head_of(model)
+    seen = model.tokens(images)
+    device = seen.tokens[0].device
+    phrase_features = model.encode_text(model.tokenizer(list(phrases)), normalize=True)
+    if index is None:
+        index = torch.arange(len(images)).repeat_interleave(len(phrases))
+        phrase_features = phrase_features.repeat(len(images), 1)
+    return head.ground(seen.tokens[0], _grid(seen), phrase_features, index.to(device))
+
+
+def _grid(seen: TowerOutput) -> tuple[int, int]:
+    assert seen.grid is not None  # texts alone have none
+    return seen.grid
