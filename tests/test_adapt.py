@@ -2,16 +2,20 @@
 
 import json
 import multiprocessing
+import shutil
+from pathlib import Path
 
 import adapt_jobs
 import pytest
 import torch
+from clipkit.training.adapt.pictures import readable_shots
 from PIL import Image
 from safetensors.torch import load_file
 from small_models import RESNET, images_for, small_model
 
 import clipkit
 from clipkit.cli import main
+from clipkit.data.class_splits import draw_order, open_class_splits
 from clipkit.prompts.vpt import Vpt
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (30, 40, 210)}
@@ -148,17 +152,47 @@ def test_command_tells_before_and_after(model, data, capsys):
     assert set(facts["accuracy"]["base"]) == {"before", "after"}
 
 
-def test_unreadable_image_is_counted(model, data, tmp_path):
-    for name in COLOURS:
-        (tmp_path / name).symlink_to(data / name)
-    (tmp_path / "red").unlink()
-    (tmp_path / "red").mkdir()
-    for path in (data / "red").iterdir():
-        (tmp_path / "red" / path.name).write_bytes(path.read_bytes())
-    for number in range(6, 12):
-        (tmp_path / "red" / f"{number}.png").write_bytes(b"broken")
-    facts = adapt_jobs.run(model, tmp_path, "broken", "coop", shots=0, epochs=1)
+def colours_with_broken(data, folder, broken):
+    """A copy of the colours in which some images, by class and number, hold no picture."""
+    shutil.copytree(data, folder)
+    for name, number in broken:
+        (folder / name / f"{number}.png").write_bytes(b"broken")
+    return open_class_splits(str(folder)).train
+
+
+def test_unreadable_shots_are_replaced(data, tmp_path):
+    whole = colours_with_broken(data, tmp_path / "whole", [])
+    order = [rows.tolist() for rows in draw_order(whole.labels, 1)]
+    shots = readable_shots(whole, 2, 1)
+    assert [shots.files.where(row) for row in range(6)] == [
+        whole.where(row) for own in order for row in own[:2]
+    ]
+    assert shots.unreadable == {}
+
+    first, number = Path(whole.where(order[1][0])).parent.name, Path(whole.where(order[1][0])).stem
+    files = colours_with_broken(data, tmp_path / "one", [(first, number)])
+    found = readable_shots(files, 2, 1)
+    expected = [order[0][:2], order[1][1:3], order[2][:2]]
+    assert [found.files.where(row) for row in range(6)] == [
+        files.where(row) for own in expected for row in own
+    ]
+    assert found.files.labels.tolist() == [0, 0, 1, 1, 2, 2]
+    assert list(found.unreadable) == [files.where(order[1][0])]
+    assert len(readable_shots(files, 0, 1).files) == len(files) - 1  # there is no other
+
+    files = colours_with_broken(data, tmp_path / "all", [("red", number) for number in range(6)])
+    with pytest.raises(ValueError, match="no image of class 'red' can be read, such as"):
+        readable_shots(files, 1, 1)
+
+
+def test_unreadable_shots_are_counted(model, data, tmp_path):
+    broken = [("red", number) for number in range(4)]
+    files = colours_with_broken(data, tmp_path / "colours", broken)
+    facts = adapt_jobs.run(model, tmp_path / "colours", "broken", "coop", shots=0, epochs=1)
+    there = {str(tmp_path / "colours" / name / f"{number}.png") for name, number in broken}
+    assert set(facts["unreadable"]) == there & {files.where(row) for row in range(len(files))}
     assert facts["training"]["unreadable"] == len(facts["unreadable"]) > 0
+    assert facts["training"]["images"] == len(files) - len(facts["unreadable"])
 
 
 @pytest.mark.parametrize(

@@ -120,13 +120,18 @@ def few_shot(labels: Tensor, shots: int, seed: int) -> Tensor:
         shots: images a class; 0 takes all.
         seed: of the draw.
     """
+    drawn = [rows[: shots or None] for rows in draw_order(labels, seed)]
+    return torch.cat(drawn) if drawn else labels.new_zeros(0)
+
+
+def draw_order(labels: Tensor, seed: int) -> list[Tensor]:
+    """All rows of each class that there is, (N_c,) int64, in the order in which `few_shot` draws them."""
     generator = torch.Generator().manual_seed(seed)
-    drawn = []
+    ordered = []
     for label in sorted(set(labels.tolist())):
         rows = (labels == label).nonzero()[:, 0]
-        order = torch.randperm(len(rows), generator=generator)
-        drawn.append(rows[order[: shots or None]])
-    return torch.cat(drawn) if drawn else labels.new_zeros(0)
+        ordered.append(rows[torch.randperm(len(rows), generator=generator)])
+    return ordered
 
 
 def validation_shots(shots: int) -> int:

@@ -34,7 +34,7 @@ from clipkit.prompts.class_texts import ClassTexts
 
 from ..interrupt import Interrupt
 from .accuracy import before_and_after
-from .pictures import FrozenFeatures, RandomViews, frozen_features, readable
+from .pictures import FrozenFeatures, RandomViews, frozen_features, readable_shots
 from .recipe import Recipe
 from .schedule import learning_rate
 from .seeds import seed_of
@@ -109,7 +109,7 @@ class _Training:
         wanted = base_classes(splits.names) if job.split == "base" else list(range(len(splits.names)))
         of_wanted = splits.of_classes(wanted)
         train, self.val = of_wanted.train, of_wanted.val
-        found = readable(train.rows(few_shot(train.labels, self.recipe.shots, job.seed)))
+        found = readable_shots(train, self.recipe.shots, job.seed)
         self.files, self.unreadable = found.files, found.unreadable
         self.names = self.files.classnames or ()
         torch.manual_seed(job.seed)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from clipkit.augment import AugmentConfig
-from clipkit.data.class_splits import LabelledFiles
+from clipkit.data.class_splits import LabelledFiles, draw_order
 from clipkit.data.evaluation import build_eval_loader
 from clipkit.data.problems import SampleError
 from clipkit.dual_encoder import DualEncoder
@@ -22,40 +22,44 @@ from .seeds import seed_of
 
 
 @dataclass(frozen=True)
-class Readable:
-    """Images that decode, and why the others do not."""
+class Shots:
+    """Images drawn of each class that decode, and why others that were drawn do not."""
 
     files: LabelledFiles
     unreadable: dict[str, str]
     """Reasons by place."""
 
 
-def readable(files: LabelledFiles) -> Readable:
-    """Leave out images that cannot be decoded.
+def readable_shots(files: LabelledFiles, shots: int, seed: int) -> Shots:
+    """Draw images as `few_shot` does; in place of one that cannot be decoded, the next of its class.
+
+    Args:
+        files: to draw from.
+        shots: images a class, or as many as can be decoded; 0 takes all.
+        seed: of the draw.
 
     Raises:
-        ValueError: a class has none left.
+        ValueError: a class has no image that can be decoded.
     """
-    kept, unreadable = [], {}
-    for number in range(len(files)):
-        try:
-            decode_image(files.read(number).image)
-            kept.append(number)
-        except (SampleError, ImageError) as error:
-            unreadable[files.where(number)] = error.reason
-    rest = files.rows(torch.tensor(kept, dtype=torch.int64))
-    names = files.classnames or ()
-    lost = sorted(set(files.labels.tolist()) - set(rest.labels.tolist()))
-    if lost:
-        raise ValueError(
-            f"no image of class {names[lost[0]]!r} can be read, such as {_first(unreadable)}: replace them"
-        )
-    return Readable(rest, unreadable)
-
-
-def _first(unreadable: dict[str, str]) -> str:
-    place, reason = next(iter(unreadable.items()))
-    return f"{place} ({reason})"
+    drawn: list[int] = []
+    unreadable: dict[str, str] = {}
+    for rows in draw_order(files.labels, seed):
+        num_before = len(drawn)
+        for row in rows.tolist():
+            if shots and len(drawn) - num_before == shots:
+                break
+            try:
+                decode_image(files.read(row).image)
+                drawn.append(row)
+            except (SampleError, ImageError) as error:
+                unreadable[files.where(row)] = error.reason
+        if len(drawn) == num_before:
+            label, place = int(files.labels[rows[0]]), files.where(int(rows[0]))
+            name = (files.classnames or ())[label]
+            raise ValueError(
+                f"no image of class {name!r} can be read, such as {place} ({unreadable[place]}): replace them"
+            )
+    return Shots(files.rows(torch.tensor(drawn, dtype=torch.int64)), unreadable)
 
 
 class RandomViews:
