@@ -41,9 +41,9 @@ def run_and_kill(model, data, name, method, states):
     """SIGKILL to this process as soon as so many states are written."""
     write, written = TrainState.write, []
 
-    def counting(self, state):
-        write(self, state)
-        written.append(state["step"])
+    def counting(self, snapshot):
+        write(self, snapshot)
+        written.append(snapshot.step)
         if len(written) == states:
             os.kill(os.getpid(), signal.SIGKILL)
 

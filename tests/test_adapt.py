@@ -67,7 +67,7 @@ def test_killed_and_resumed_is_the_same(model, data, context, method, kills):
         process.start()
         process.join()
         assert process.exitcode == -9
-    assert (model / "heads" / f".{method}-cut.train" / "state.pt").is_file()
+    assert (model / "heads" / f".{method}-cut.train" / "state.safetensors").is_file()
     facts = adapt_jobs.run(model, data, f"{method}-cut", method)
     assert facts["training"]["steps"] == 6
     assert_equal(tensors(model, f"{method}-whole"), tensors(model, f"{method}-cut"))

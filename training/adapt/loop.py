@@ -38,7 +38,7 @@ from .pictures import FrozenFeatures, RandomViews, frozen_features, readable_sho
 from .recipe import Recipe
 from .schedule import learning_rate
 from .seeds import seed_of
-from .state import TrainState
+from .state import Snapshot, TrainState, load_optimizer_tensors, optimizer_tensors
 
 SECONDS_BETWEEN_STATES = 30.0
 
@@ -255,16 +255,16 @@ class _Training:
 
     def _save(self, step: int) -> None:
         self.state.write(
-            {
-                "key": self._key(),
-                "step": step,
-                "seconds": self.seconds,
-                "loss": self.loss,
-                "head": self.head.state_dict(),
-                "training": self.head.training_tensors(),
-                "optimizer": self.optimizer.state_dict(),
-                "scaler": self.scaler.state_dict(),
-            }
+            Snapshot(
+                key=self._key(),
+                step=step,
+                seconds=self.seconds,
+                loss=self.loss,
+                head=self.head.state_dict(),
+                training=self.head.training_tensors(),
+                optimizer=optimizer_tensors(self.optimizer),
+                scaler=self.scaler.state_dict(),
+            )
         )
 
     def _resume(self) -> int:
@@ -273,12 +273,12 @@ class _Training:
         if state is None:
             return 0
         device = self.model.logit_scale.device
-        self.head.load_state_dict(state["head"])
-        self.head.load_training_tensors({name: value.to(device) for name, value in state["training"].items()})
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
-        self.seconds, self.loss = state["seconds"], state["loss"]
-        return int(state["step"])
+        self.head.load_state_dict(state.head)
+        self.head.load_training_tensors({name: value.to(device) for name, value in state.training.items()})
+        load_optimizer_tensors(self.optimizer, state.optimizer)
+        self.scaler.load_state_dict(dict(state.scaler))
+        self.seconds, self.loss = state.seconds, state.loss
+        return state.step
 
     def _store(self, step: int) -> dict[str, Any]:
         accuracies = before_and_after(self.model, self.head, self.splits, self.job.split, self.precision)
