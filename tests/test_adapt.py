@@ -152,6 +152,17 @@ def test_command_tells_before_and_after(model, data, capsys):
     assert set(facts["accuracy"]["base"]) == {"before", "after"}
 
 
+@pytest.mark.parametrize(
+    ("shots", "told"), [("2", "6 images, "), ("16", "9 images (3, not 16, of the smallest class), ")]
+)
+def test_command_tells_the_images_that_there_were(model, data, capsys, shots, told):
+    flags = ["--data", str(data), "--method", "tip-adapter", "--name", f"told-{shots}", "--shots", shots]
+    assert main(["adapt", str(model), *flags, "--quiet"]) == 0
+    assert f"head told-{shots}: tip-adapter, 3 classes, {told}" in capsys.readouterr().out
+    stored = json.loads((model / "heads" / f"told-{shots}.json").read_text())
+    assert stored["training"]["fewest_images_of_a_class"] == min(int(shots), 3)
+
+
 def colours_with_broken(data, folder, broken):
     """A copy of the colours in which some images, by class and number, hold no picture."""
     shutil.copytree(data, folder)

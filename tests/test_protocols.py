@@ -13,6 +13,7 @@ from clipkit.zeroshot.protocols.base_to_new import base_and_new_accuracy
 from clipkit.zeroshot.protocols.chosen_heads import (
     by_seed,
     check_base_head,
+    fewest_images,
     heads_of_data,
     heads_that_begin,
 )
@@ -25,7 +26,7 @@ from clipkit.zeroshot.protocols.published import (
     published_rows,
     published_source,
 )
-from clipkit.zeroshot.protocols.table import measurement, over_all, pairs_of
+from clipkit.zeroshot.protocols.table import measurement, over_all, pairs_of, with_fewest_images
 from clipkit.zeroshot.protocols.transfer_table import measurement as transfer_measurement
 from PIL import Image
 from small_models import small_model
@@ -178,6 +179,53 @@ def test_heads_that_differ_by_seed_stand_together():
         by_seed({"x": maple | {"seed": 1}, "y": maple | {"seed": 1}})
     with pytest.raises(ValueError, match="says no seed"):
         by_seed({"x": maple})
+
+
+def test_recipes_of_one_method_are_rows_of_their_own():
+    tip = {"method": "tip-adapter", "shots": 16, "seed": 1}
+    heads = {
+        "plain": tip,
+        "trained": tip | {"recipe": "tip-adapter-f"},
+        "mine": tip | {"recipe": "recipes/mine.yaml"},
+        "teacher": {"method": "promptkd", "shots": 0, "seed": 1, "recipe": "kd.yaml"},
+    }
+    groups = by_seed(heads)
+    assert groups == {
+        ("tip-adapter", 16): {1: "plain"},
+        ("tip-adapter-f", 16): {1: "trained"},
+        ("tip-adapter (mine)", 16): {1: "mine"},
+        ("promptkd (kd)", 0): {1: "teacher"},
+    }
+    rows = {row: {1: (0.5, 0.25)} for row in groups}
+    found = measurement(rows, "mine", ["mine"])
+    assert pairs_of(found.metrics) == rows
+    assert [row[0] for row in found.tables[0].rows] == [
+        "tip-adapter, 16 shots",
+        "tip-adapter-f, 16 shots",
+        "tip-adapter (mine), 16 shots",
+        "promptkd (kd), all images (transductive)",
+    ]
+    with pytest.raises(ValueError, match="both of tip-adapter-f, 16 shots and seed 1"):
+        by_seed({"x": heads["trained"], "y": heads["trained"]})
+
+
+def test_fewer_images_than_shots_are_told():
+    def head(recipe, shots, fewest):
+        facts = {"method": "coop", "recipe": recipe, "shots": shots}
+        return facts if fewest is None else facts | {"training": {"fewest_images_of_a_class": fewest}}
+
+    facts = [head("coop", 16, 9), head("coop", 16, 8), head("coop", 4, 4), head("coop", 0, 3)]
+    fewest = fewest_images([*facts, head("coop-old", 16, None)])
+    assert fewest == {("coop", 16): 8}
+    measured = measurement({("coop", 16): {1: (0.5, 0.25)}}, "mine", ["mine"])
+    told = with_fewest_images(measured, fewest)
+    assert told.metrics == measured.metrics
+    assert told.tables[0].note == (
+        measured.tables[0].note
+        + " Classes with fewer training images than shots were trained with all of them "
+        "(coop, 16 shots: at least 8 of a class)."
+    )
+    assert with_fewest_images(measured, {}) == measured
 
 
 def test_heads_belong_to_the_data_they_were_trained_on():

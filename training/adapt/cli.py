@@ -147,9 +147,13 @@ def _merge(model_dir: Path, name: str, place: Path) -> None:
 
 def _shown(facts: dict[str, Any], name: str) -> str:
     training = facts["training"]
+    fewest = training["fewest_images_of_a_class"]
+    images = f"{training['images']} images"
+    if fewest < facts["shots"]:
+        images += f" ({fewest}, not {facts['shots']}, of the smallest class)"
     lines = [f"not read: {place}: {reason}" for place, reason in facts["unreadable"].items()]
     lines.append(
-        f"head {name}: {facts['method']}, {len(facts['class_names'])} classes, {training['images']} images, "
+        f"head {name}: {facts['method']}, {len(facts['class_names'])} classes, {images}, "
         f"{training['parameters']:,} parameters, {training['seconds']:.1f} s"
     )
     for part, found in facts["accuracy"].items():

@@ -294,6 +294,7 @@ class _Training:
                 "steps": step,
                 "seconds": round(self.seconds, 3),
                 "images": len(self.files),
+                "fewest_images_of_a_class": int(self.files.labels.bincount().min()),
                 "unreadable": len(self.unreadable),
                 "loss": self.loss if step else None,
                 "precision": self.job.precision,

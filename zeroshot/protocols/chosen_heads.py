@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 Facts = Mapping[str, Any]
@@ -129,6 +130,13 @@ def check_source(facts: Mapping[str, Facts], protocol: str, classes: Mapping[str
             )
 
 
+def row_of(facts: Facts) -> tuple[str, int | None]:
+    """The recipe of a head, behind its method where the name does not begin so, and the shots."""
+    method = str(facts["method"])
+    recipe = Path(facts.get("recipe") or method).stem
+    return recipe if recipe.startswith(method) else f"{method} ({recipe})", facts.get("shots")
+
+
 def by_seed(facts: Mapping[str, Facts]) -> dict[tuple[str, int | None], dict[int, str]]:
     """Heads that differ by their seed alone.
 
@@ -136,22 +144,31 @@ def by_seed(facts: Mapping[str, Facts]) -> dict[tuple[str, int | None], dict[int
         facts: by the name of the head.
 
     Returns:
-        By method and shots: the name of the head of each seed, in the order of the seeds.
+        By recipe and shots, see `row_of`: the name of the head of each seed, in the order of the seeds.
 
     Raises:
-        ValueError: two heads have the same method, shots and seed, or one says no seed.
+        ValueError: two heads have the same recipe, shots and seed, or one says no seed.
     """
     for name, own in facts.items():
         if not isinstance(own.get("seed"), int):
             raise ValueError(f"head {name!r} says no seed: it cannot stand beside others as one of several")
     groups: dict[tuple[str, int | None], dict[int, str]] = {}
     for name in sorted(facts, key=lambda each: facts[each]["seed"]):
-        own = facts[name]
-        group = groups.setdefault((own["method"], own.get("shots")), {})
-        other = group.setdefault(own["seed"], name)
+        seed, (recipe, shots) = facts[name]["seed"], row_of(facts[name])
+        other = groups.setdefault((recipe, shots), {}).setdefault(seed, name)
         if other != name:
             raise ValueError(
-                f"heads {other!r} and {name!r} are both of {own['method']}, {own.get('shots')} shots and "
-                f"seed {own['seed']}: name the one that counts"
+                f"heads {other!r} and {name!r} are both of {recipe}, {shots} shots and seed {seed}: name the "
+                "one that counts"
             )
     return groups
+
+
+def fewest_images(facts: Iterable[Facts]) -> dict[tuple[str, int | None], int]:
+    """Of the rows for which a class had fewer training images than the shots: how many the poorest had."""
+    found: dict[tuple[str, int | None], int] = {}
+    for own in facts:
+        fewest, row = own.get("training", {}).get("fewest_images_of_a_class"), row_of(own)
+        if fewest is not None and row[1] and fewest < row[1]:
+            found[row] = min(fewest, found.get(row, fewest))
+    return found

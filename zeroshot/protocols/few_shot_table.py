@@ -1,4 +1,4 @@
-"""What is said of few-shot accuracies: metrics of a result file, and a table by method and shots."""
+"""What is said of few-shot accuracies: metrics of a result file, and a table by recipe and shots."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ def measurement(rows: Accuracies, dataset: str, protocol: str = "few-shot") -> M
 
 
 def _table(found: Mapping[Row, Spread], title: str) -> Table:
-    """A row for each method, a column for each number of shots that a head was trained with."""
+    """A row for each recipe, a column for each number of shots that a head was trained with."""
     shots = sorted({shots for _, shots in found if shots is not None}, key=lambda number: number or 2**62)
     has_unknown = any(number is None for _, number in found)
     columns: list[int | None] = [None] * has_unknown + list(shots)
     header = ("method", *("" if own is None else f"{own} shots" if own else "all images" for own in columns))
     rows = tuple(
-        (marked(method), *(percent(found[method, own]) if (method, own) in found else "" for own in columns))
-        for method in dict.fromkeys(method for method, _ in found)
+        (marked(recipe), *(percent(found[recipe, own]) if (recipe, own) in found else "" for own in columns))
+        for recipe in dict.fromkeys(recipe for recipe, _ in found)
     )
     note = "Accuracy in percent on test images among all classes; mean ± standard deviation over seeds."
     return Table(title=title, header=header, rows=rows, note=note)

@@ -28,9 +28,9 @@ from ..runner import RunOptions, name_model
 from ..tasks.base import Measurement
 from . import few_shot_table, transfer_table
 from .base_to_new import Score, accuracy, base_and_new_accuracy
-from .chosen_heads import Facts, by_seed, check_source, heads_of_data, heads_that_begin
+from .chosen_heads import Facts, by_seed, check_source, fewest_images, heads_of_data, heads_that_begin
 from .published import AVERAGE
-from .table import Accuracies, Row, measurement, over_all, pairs_of
+from .table import Accuracies, Row, measurement, over_all, pairs_of, with_fewest_images
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -159,10 +159,8 @@ class _Run:
         plain = self._images(encoder, data, "images")
         labels = _labels(plain, data)
         rows: Accuracies = {}
-        for (method, shots), by_number in groups.items():
-            rows[method, shots] = {
-                seed: self._of_head(data, name, labels) for seed, name in by_number.items()
-            }
+        for row, by_number in groups.items():
+            rows[row] = {seed: self._of_head(data, name, labels) for seed, name in by_number.items()}
         zero_shot = partial(self._of_prompts, encoder, None)
         names = data.splits.names
         rows["zero-shot", None] = {0: self._measured(zero_shot, plain.features, labels, names)}
@@ -171,6 +169,7 @@ class _Run:
             rows["descriptions", None] = {0: self._measured(described, plain.features, labels, names)}
         problems = Counter(plain.unreadable.values()) + Counter(data.splits.test.problems.counts)
         measured = self._measurement(rows, data.name, [data.name])
+        measured = with_fewest_images(measured, fewest_images(heads.values()))
         return self._written(data.name, measured, settings, stamp, len(plain.index), problems)
 
     def average(
@@ -186,6 +185,7 @@ class _Run:
             measured = transfer_table.measurement(self.protocol, found, sources)
         else:
             measured = self._measurement(over_all(found), AVERAGE, list(found))
+        measured = with_fewest_images(measured, fewest_images(heads.values()))
         return self._written(AVERAGE, measured, settings, stamp, sum(sizes.values()), Counter())
 
     def _measurement(self, rows: Accuracies, dataset: str, datasets: Sequence[str]) -> Measurement:

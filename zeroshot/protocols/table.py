@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from statistics import fmean
@@ -13,11 +14,12 @@ from .averages import BaseToNew, Spread, over_seeds
 from .published import AVERAGE, is_all_published, is_transductive, published_rows, published_source
 
 Row = tuple[str, int | None]
-"""A method, and the images a class that it was trained with, None where that says nothing."""
+"""A recipe, whose name begins with its method, and the images a class that it was trained with, None where
+that says nothing."""
 Accuracies = dict[Row, dict[int, tuple[float, ...]]]
 """By row and seed: base and new accuracy, or the one among all classes."""
 
-_SEED = re.compile(r"(?P<method>.+?)(_(?P<shots>\d+)_shots)?_seed_(?P<seed>\d+)_(?P<part>base|new|acc1)")
+_SEED = re.compile(r"(?P<recipe>.+?)(_(?P<shots>\d+)_shots)?_seed_(?P<seed>\d+)_(?P<part>base|new|acc1)")
 
 
 def measurement(rows: Accuracies, dataset: str, datasets: Sequence[str]) -> Measurement:
@@ -49,7 +51,7 @@ def pairs_of(metrics: Mapping[str, float]) -> Accuracies:
     for name, value in metrics.items():
         match = _SEED.fullmatch(name)
         if match:
-            row = (match["method"], None if match["shots"] is None else int(match["shots"]))
+            row = (match["recipe"], None if match["shots"] is None else int(match["shots"]))
             parts.setdefault((row, int(match["seed"])), {})[match["part"]] = value
     found: Accuracies = {}
     for (row, seed), own in parts.items():
@@ -81,21 +83,32 @@ def over_all(found: Mapping[str, Accuracies]) -> Accuracies:
 
 def shown(row: Row) -> str:
     """`maple, 16 shots`; a method that saw unlabelled images of the new classes is marked."""
-    method, shots = row
-    text = method if shots is None else f"{method}, {shots} shots" if shots else f"{method}, all images"
-    return marked(method, text)
+    recipe, shots = row
+    text = recipe if shots is None else f"{recipe}, {shots} shots" if shots else f"{recipe}, all images"
+    return marked(recipe, text)
 
 
-def marked(method: str, text: str = "") -> str:
-    """The method, or a text that has it, with a mark if it saw unlabelled images of the tested classes."""
-    is_marked = method in METHODS and method_class(method).is_transductive
-    return f"{text or method} (transductive)" if is_marked else text or method
+def marked(recipe: str, text: str = "") -> str:
+    """The recipe, or a text that has it, with a mark if it saw unlabelled images of the tested classes."""
+    methods = [method for method in METHODS if recipe.startswith(method)]
+    is_marked = bool(methods) and method_class(max(methods, key=len)).is_transductive
+    return f"{text or recipe} (transductive)" if is_marked else text or recipe
 
 
 def key(row: Row) -> str:
     """What the metrics of a row begin with."""
-    method, shots = row
-    return method if shots is None else f"{method}_{shots}_shots"
+    recipe, shots = row
+    return recipe if shots is None else f"{recipe}_{shots}_shots"
+
+
+def with_fewest_images(measured: Measurement, fewest: Mapping[Row, int]) -> Measurement:
+    """Say below the tables which rows had classes with fewer images than shots."""
+    if not fewest:
+        return measured
+    told = "; ".join(f"{shown(row)}: at least {count} of a class" for row, count in fewest.items())
+    note = f"Classes with fewer training images than shots were trained with all of them ({told})."
+    tables = (dataclasses.replace(table, note=f"{table.note} {note}") for table in measured.tables)
+    return dataclasses.replace(measured, tables=tuple(tables))
 
 
 def _table(found: Mapping[Row, BaseToNew], dataset: str, datasets: Sequence[str]) -> Table:
