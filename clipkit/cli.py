@@ -45,6 +45,10 @@ COMMANDS = {
         "clipkit.commands.inspect:app",
         "What is in a data set or a model directory, or the installation.",
     ),
+    "regions": (
+        "clipkit.commands.regions:app",
+        "Boxes with phrases: from annotations of others to shards.",
+    ),
     "search": (
         "clipkit.retrieval.search_cli:app",
         "Find images in an index by texts and images.",

@@ -26,10 +26,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from clipkit.complete_folder import complete_folder
+from clipkit.data.shard_writer import write_split
 from clipkit.scene_captions import TEMPLATES, noun_phrase
 from clipkit.scene_objects import CLASSES, COLOURS, SHAPES, Description, class_names
 from clipkit.scene_sampling import Scene, generate
-from clipkit.scene_shards import encode, write_lines, write_split
+from clipkit.scene_shards import encode, write_lines
 
 FORMAT_VERSION = 1
 """Raised whenever the same settings would give other bytes."""

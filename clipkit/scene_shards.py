@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import itertools
 import json
 import multiprocessing
 from collections.abc import Callable, Iterable, Iterator
@@ -27,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from clipkit.complete_folder import complete_folder
+from clipkit.data.shard_writer import Sample, write_split
 from clipkit.scene_captions import TEMPLATES, Claim
 from clipkit.scene_objects import class_names, unseen_class_names
 from clipkit.scene_sampling import Scene, generate
@@ -36,8 +36,6 @@ FORMAT_VERSION = 1
 
 _SCENES_PER_JOB = 250
 _JPEG = {"quality": 95, "subsampling": 0}
-
-Sample = dict[str, str | bytes]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,21 +141,6 @@ def _write_tree(
     write_lines(objects / "classnames.txt", class_names())
     write_lines(objects / "unseen_classnames.txt", unseen_class_names())
     write_lines(objects / "zeroshot_classification_templates.txt", TEMPLATES)
-
-
-def write_split(folder: Path, pattern: str, shard_size: int, samples: Iterator[Sample]) -> None:
-    """Write samples as tars of `shard_size`, named by `pattern` and their number, with `sizes.json`."""
-    import webdataset  # imports torch
-
-    folder.mkdir(parents=True)
-    sizes: dict[str, int] = {}
-    while shard := list(itertools.islice(samples, shard_size)):
-        name = pattern.format(len(sizes))
-        with (folder / name).open("wb") as file, webdataset.TarWriter(file, encoder=False, mtime=0) as tar:
-            for sample in shard:
-                tar.write(sample)
-        sizes[name] = len(shard)
-    (folder / "sizes.json").write_text(json.dumps(sizes, indent=2) + "\n")
 
 
 def _encode_job(job: tuple[SceneShards, str, int, int]) -> list[Sample]:

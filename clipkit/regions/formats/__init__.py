@@ -1,0 +1,1 @@
+"""Readers of the annotation formats that `clipkit regions convert` turns into shards."""

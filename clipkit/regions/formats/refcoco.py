@@ -1,0 +1,118 @@
+"""RefCOCO, RefCOCO+ and RefCOCOg (github.com/lichengunc/refer): expressions for boxes of COCO.
+
+```
+refs(unc).p     [{"ref_id": 0, "ann_id": 1719310, "image_id": 581857, "category_id": 1, "split": "train",
+                  "file_name": "COCO_train2014_000000581857_16.jpg", "sent_ids": [0],
+                  "sentences": [{"sent_id": 0, "sent": "the lady with the blue shirt", "raw": "THE LADY ...",
+                                 "tokens": [...]}]}], pickled; a JSON file with this list is read too
+instances.json  COCO's form, see `instances`
+```
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from clipkit.data.problems import Problems
+from clipkit.regions.formats.base import (
+    CROWD,
+    AnnotatedImage,
+    AnnotatedRegion,
+    Annotations,
+    load_json,
+    one_line,
+    refusing,
+)
+from clipkit.regions.formats.instances import Entry, image_paths, read_captions
+
+UNKNOWN_BOX = "expressions_for_a_box_that_is_not_listed"
+
+
+def read_refcoco(source: Path, *, captions: Path | None = None, split: str | None = None) -> Annotations:
+    """Every image that is referred to; a region for each different expression.
+
+    Args:
+        source: `refs(unc).p` or another file of its form, with `instances.json` beside it.
+        captions: a captions JSON about the same image ids.
+        split: take the references of this split: train, val, test, testA, testB.
+
+    Raises:
+        ValueError: a file is not of its form, a pickle holds more than plain data, no reference is in the
+            split.
+    """
+    instances = source.with_name("instances.json")
+    captions_by_id = read_captions(captions) if captions else {}
+    references = load_references(source)
+    with refusing(source, "list of references"):
+        references = [entry for entry in references if split is None or entry["split"] == split]
+        wanted = {entry["image_id"] for entry in references}
+    if split is not None and not references:
+        raise ValueError(f"{source} has no reference in the split {split!r}")
+    content = load_json(instances, dict)
+    left_out = Problems()
+    with refusing(instances, "instances file"):
+        boxes = {entry["id"]: entry for entry in content["annotations"] if entry["image_id"] in wanted}
+        listed = [image for image in content["images"] if image["id"] in wanted]
+    with refusing(source, "list of references"):
+        regions = _regions_by_image(references, boxes, left_out)
+    with refusing(instances, "instances file"):
+        images = [
+            AnnotatedImage(
+                paths=image_paths(image),
+                width=int(image["width"]),
+                height=int(image["height"]),
+                captions=captions_by_id.get(image["id"], ()),
+                regions=tuple(regions.get(image["id"], ())),
+            )
+            for image in listed
+        ]
+    return Annotations(images=images, box_format="xywh", left_out=left_out)
+
+
+def load_references(path: Path) -> list[Entry]:
+    """The references of a JSON file or a pickle, which is refused if it holds anything but plain data.
+
+    Raises:
+        ValueError: the file is neither, or no list.
+    """
+    if path.suffix == ".json":
+        references: list[Entry] = load_json(path, list)
+        return references
+    try:
+        with path.open("rb") as stream:
+            content = _PlainUnpickler(stream, encoding="utf-8", errors="replace").load()
+    except OSError:
+        raise
+    except Exception as error:  # a damaged pickle raises whatever it trips over
+        raise ValueError(f"{path} is no pickle of plain data: {error}") from None
+    if not isinstance(content, list):
+        raise ValueError(f"{path} must hold a list, got a {type(content).__name__}")
+    return content
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Makes lists, dicts, tuples, texts and numbers; a pickle can run code only by naming what is to run."""
+
+    def find_class(self, module_name: str, global_name: str) -> Any:
+        raise pickle.UnpicklingError(f"it names {module_name}.{global_name}")
+
+
+def _regions_by_image(
+    references: Iterable[Entry], boxes: Mapping[Any, Entry], left_out: Problems
+) -> dict[Any, list[AnnotatedRegion]]:
+    regions: dict[Any, dict[tuple[Any, str], AnnotatedRegion]] = defaultdict(dict)
+    for reference in references:
+        expressions = [one_line(sentence["sent"]) for sentence in reference["sentences"]]
+        annotation = boxes.get(reference["ann_id"])
+        if annotation is None or annotation.get("iscrowd", 0):
+            reason = UNKNOWN_BOX if annotation is None else CROWD
+            left_out.add(reason, [f"ref_id {reference['ref_id']}"], len(expressions))
+            continue
+        for expression in expressions:
+            region = AnnotatedRegion(annotation["bbox"], expression)
+            regions[reference["image_id"]][reference["ann_id"], expression] = region
+    return {image: list(found.values()) for image, found in regions.items()}
