@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -23,9 +23,8 @@ from .filters import Filter
 from .index_faiss import ROWS_PER_BLOCK, Bools, SearchSettings, VectorIndex
 from .index_metadata import METADATA, IndexMetadata
 from .index_versions import CURRENT, changed_sizes, current_version, read_manifest
+from .new_rows import Modality
 from .rows import Float32s, Int64s
-
-Modality = Literal["image", "text"]
 
 IDS_NAME = "ids.npy"
 NOT_FOUND = -1

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from clipkit.console import Meter, progress
 
-from .index import IDS_NAME, Modality, checked_unit_rows
+from .index import IDS_NAME, checked_unit_rows
 from .index_faiss import ROWS_PER_BLOCK, VectorIndex
 from .index_metadata import write_part
 from .index_tune import RecallReport, make_queries, tune, write_report
 from .index_versions import Draft, new_version
+from .new_rows import Modality, Vectors
 from .rows import EmbeddingRows
 from .store import EmbeddingFolder
 
@@ -95,14 +95,14 @@ def build_index(
             reports[modality] = _tuned(folder, modality, index, factory, settings)
             index.write(draft.folder / f"{modality}.index")
         np.save(draft.folder / IDS_NAME, np.arange(folder.num_rows))
-        for number, table in enumerate(metadata_tables(folder)):
+        for number, table in enumerate(folder.tables()):
             write_part(draft.folder, number, table)
         _describe(draft, folder, reports)
         write_report(draft.folder, reports)
     return reports
 
 
-def add_rows(index: VectorIndex, rows: EmbeddingRows, name: str, meter: Meter | None = None) -> None:
+def add_rows(index: VectorIndex, rows: Vectors, name: str, meter: Meter | None = None) -> None:
     """Append all rows, block by block.
 
     Raises:
@@ -141,25 +141,13 @@ def choose_factory(num_rows: int, embed_dim: int, kind: str, memory_bytes: float
     return codes
 
 
-def metadata_tables(folder: EmbeddingFolder) -> Iterator[Any]:
-    """The metadata of a folder, file by file."""
-    files = folder.metadata_rows.files
-    for start, end in zip(files.starts.tolist(), files.ends.tolist(), strict=True):
-        yield folder.metadata(np.arange(start, end))
-
-
-def rows_of(folder: EmbeddingFolder, modality: Modality) -> EmbeddingRows | None:
-    """The embeddings of images or of (first) captions."""
-    return folder.image_embeddings if modality == "image" else folder.text_embeddings
-
-
 def required_rows(folder: EmbeddingFolder, modality: Modality) -> EmbeddingRows:
     """The embeddings of images or of captions.
 
     Raises:
         ValueError: the folder has none.
     """
-    rows = rows_of(folder, modality)
+    rows = folder.vectors(modality)
     if rows is None:
         raise ValueError(f"{folder.path} has no {modality} embeddings: choose --embed otherwise")
     return rows
@@ -198,7 +186,7 @@ def _tuned(
     folder: EmbeddingFolder, modality: Modality, index: VectorIndex, factory: str, settings: IndexSettings
 ) -> RecallReport:
     base = required_rows(folder, modality)
-    others = rows_of(folder, "text" if modality == "image" else "image")
+    others = folder.vectors("text" if modality == "image" else "image")
     queries, exact_rate = make_queries(
         base, others, settings.num_queries, recall_at=settings.recall_at, seed=settings.seed
     )

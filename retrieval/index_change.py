@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 
 from .index import IDS_NAME, NOT_FOUND
-from .index_build import add_rows, metadata_tables, rows_of
+from .index_build import add_rows
 from .index_faiss import ROWS_PER_BLOCK, VectorIndex
 from .index_metadata import IndexMetadata, write_part
 from .index_versions import Draft, current_version, new_version, read_manifest
+from .new_rows import NewRows
 from .rows import Int64s
 from .store import EmbeddingFolder
 
@@ -29,29 +30,33 @@ _REMOVED_SHARE = 0.2
 
 
 def add(path: str | Path, embeddings: str | Path) -> Int64s:
-    """Add the rows of a folder of embeddings.
+    """Add the rows of a folder of embeddings; as `add_new`."""
+    return add_new(path, EmbeddingFolder.open(embeddings))
+
+
+def add_new(path: str | Path, rows: NewRows) -> Int64s:
+    """Add rows.
 
     Returns:
-        (N,) their ids, in the order of the folder.
+        (N,) their ids, in the order of the rows.
 
     Raises:
         ValueError: they are of another model or width, lack embeddings that the index holds, or some are in
             the index already.
         OSError: another process is writing.
     """
-    folder = EmbeddingFolder.open(embeddings)
     with _change(path) as change:
-        change.check_fits(folder)
+        change.check_fits(rows)
         known = change.ids_of_names()
-        twice = [name for name in row_names(folder) if name in known]
+        twice = [name for name in row_names(rows) if name in known]
         if twice:
             raise ValueError(
-                f"{len(twice)} rows of {folder.path} are in the index already, the first is {twice[0]}: use "
+                f"{len(twice)} rows of {rows.path} are in the index already, the first is {twice[0]}: use "
                 "`clipkit index update`"
             )
         change.keep(change.ids >= 0)
-        ids = change.fresh_ids(folder.num_rows)
-        change.append(folder, ids)
+        ids = change.fresh_ids(rows.num_rows)
+        change.append(rows, ids)
     return ids
 
 
@@ -123,21 +128,21 @@ class _Change:
         self._next_id = int(self._manifest["next_id"])
         self._num_parts = 0
 
-    def check_fits(self, folder: EmbeddingFolder) -> None:
+    def check_fits(self, rows: NewRows) -> None:
         """Refuse embeddings of another model, of another width, or of not all that is indexed."""
         own = self._manifest.get("model_id")
-        if folder.model_id != own:
+        if rows.model_id != own:
             raise ValueError(
-                f"{folder.path} was made by model {_short(folder.model_id)}, the index by {_short(own)}: "
+                f"{rows.path} was made by model {_short(rows.model_id)}, the index by {_short(own)}: "
                 "embed with the model of the index"
             )
-        if folder.embed_dim != self._manifest["embed_dim"]:
+        if rows.embed_dim != self._manifest["embed_dim"]:
             raise ValueError(
-                f"{folder.path} has width {folder.embed_dim}, the index {self._manifest['embed_dim']}"
+                f"{rows.path} has width {rows.embed_dim}, the index {self._manifest['embed_dim']}"
             )
         for modality in self._indexes:
-            if rows_of(folder, modality) is None:
-                raise ValueError(f"{folder.path} has no {modality} embeddings, which the index holds")
+            if rows.vectors(modality) is None:
+                raise ValueError(f"{rows.path} has no {modality} embeddings, which the index holds")
 
     def ids_of_names(self) -> dict[str, list[int]]:
         """Ids by `row_name`."""
@@ -191,13 +196,13 @@ class _Change:
             self._write_part(part)
         self.ids = self.ids[places]
 
-    def append(self, folder: EmbeddingFolder, ids: Int64s) -> None:
-        """Add all rows of a folder, row r with `ids[r]`."""
+    def append(self, rows: NewRows, ids: Int64s) -> None:
+        """Add rows, row r with `ids[r]`."""
         for modality, index in self._indexes.items():
-            rows = rows_of(folder, modality)
-            assert rows is not None
-            add_rows(index, rows, f"{modality} embedding")
-        for table in metadata_tables(folder):
+            vectors = rows.vectors(modality)
+            assert vectors is not None
+            add_rows(index, vectors, f"{modality} embedding")
+        for table in rows.tables():
             self._write_part(table)
         self.ids = np.concatenate([self.ids, ids])
 
@@ -223,12 +228,12 @@ def row_name(row: Mapping[str, Any]) -> str | None:
     return path if path is None or shard is None else f"{shard}/{path}"
 
 
-def row_names(folder: EmbeddingFolder) -> list[str | None]:
-    """The `row_name` of every row of a folder."""
-    columns = [name for name in (PATH_COLUMN, SHARD_COLUMN) if name in folder.metadata_rows.columns]
+def row_names(rows: NewRows) -> list[str | None]:
+    """The `row_name` of every row."""
+    columns = [name for name in (PATH_COLUMN, SHARD_COLUMN) if name in rows.columns]
     if not columns:
-        return [None] * folder.num_rows
-    return [row_name(row) for table in metadata_tables(folder) for row in table.select(columns).to_pylist()]
+        return [None] * rows.num_rows
+    return [row_name(row) for table in rows.tables() for row in table.select(columns).to_pylist()]
 
 
 def _short(model_id: str | None) -> str:

@@ -12,8 +12,8 @@ import pyarrow as pa
 
 from clipkit.console import Meter, progress
 
-from .index import Modality, checked_unit_rows
-from .index_build import IndexSettings, metadata_tables, modalities_of, required_rows
+from .index import checked_unit_rows
+from .index_build import IndexSettings, modalities_of, required_rows
 from .index_change import PATH_COLUMN
 from .milvus_client import FACTS, STATE, check_collection_name, connect, one_line, shown, write_property
 from .milvus_fields import (
@@ -29,6 +29,7 @@ from .milvus_fields import (
     schema_text,
 )
 from .milvus_index import MilvusIndex
+from .new_rows import NewRows
 from .rows import Int64s
 from .store import EmbeddingFolder
 
@@ -141,22 +142,22 @@ def insert_rows(
     client: Any,
     name: str,
     facts: CollectionFacts,
-    folder: EmbeddingFolder,
+    new: NewRows,
     ids: Int64s,
     meter: Meter | None = None,
 ) -> None:
-    """Insert all rows of a folder, row r with `ids[r]`.
+    """Insert rows, row r with `ids[r]`.
 
     Raises:
         ValueError: a row is not normalised, or does not fit into the collection.
     """
-    modality: Modality = "image" if facts.modality == "image" else "text"
-    rows, schema, done = required_rows(folder, modality), facts.arrow_schema, 0
-    for table in metadata_tables(folder):
+    vectors, schema, done = new.vectors(facts.modality), facts.arrow_schema, 0
+    assert vectors is not None
+    for table in new.tables():
         for part in _parts(fitted(table, schema)):
             stop = done + part.num_rows
-            vectors = checked_unit_rows(rows.read(done, stop), facts.embed_dim, f"{modality} embedding")
-            client.insert(name, entities(ids[done:stop], vectors, part))
+            unit = checked_unit_rows(vectors.read(done, stop), facts.embed_dim, f"{facts.modality} embedding")
+            client.insert(name, entities(ids[done:stop], unit, part))
             done = stop
             if meter is not None:
                 meter.advance(part.num_rows)

@@ -17,39 +17,44 @@ from .milvus_build import insert_rows, write_state
 from .milvus_client import connect, one_line
 from .milvus_fields import ID
 from .milvus_index import IDS_AT_ONCE, MilvusIndex
+from .new_rows import NewRows
 from .rows import Int64s
 from .store import EmbeddingFolder
 
 
 def add(uri: str, collection: str, embeddings: str | Path) -> Int64s:
-    """Add the rows of a folder of embeddings.
+    """Add the rows of a folder of embeddings; as `add_new`."""
+    return add_new(uri, collection, EmbeddingFolder.open(embeddings))
+
+
+def add_new(uri: str, collection: str, rows: NewRows) -> Int64s:
+    """Add rows.
 
     Returns:
-        (N,) their ids, in the order of the folder.
+        (N,) their ids, in the order of the rows.
 
     Raises:
         ValueError: they are of another model or width, have other columns, or some are in the collection.
         OSError: Milvus does not answer.
     """
-    folder = EmbeddingFolder.open(embeddings)
     index = _opened_to_change(uri, collection)
-    _check_fits(index, folder)
-    names = [name for name in row_names(folder) if name is not None]
+    _check_fits(index, rows)
+    names = [name for name in row_names(rows) if name is not None]
     known = _ids_of_names(index, names)
     twice = [name for name in names if name in known]
     if twice:
         raise ValueError(
-            f"{len(twice)} rows of {folder.path} are in {index.path} already, the first is {twice[0]}: "
+            f"{len(twice)} rows of {rows.path} are in {index.path} already, the first is {twice[0]}: "
             "remove them first"
         )
     client = connect(uri)
     first = int(index.state["next_id"])
-    ids = np.arange(first, first + folder.num_rows)
-    pending = [first, first + folder.num_rows]
+    ids = np.arange(first, first + rows.num_rows)
+    pending = [first, first + rows.num_rows]
     with one_line(uri):
         write_state(client, collection, version=index.version, next_id=pending[1], pending=pending)
         try:
-            insert_rows(client, collection, index.facts, folder, ids)
+            insert_rows(client, collection, index.facts, rows, ids)
         except BaseException:
             client.delete(collection, filter=f"{ID} >= {pending[0]} and {ID} < {pending[1]}")
             raise
@@ -93,16 +98,18 @@ def _opened_to_change(uri: str, collection: str) -> MilvusIndex:
     return index
 
 
-def _check_fits(index: MilvusIndex, folder: EmbeddingFolder) -> None:
-    if folder.model_id != index.model_id:
-        made_by = "an unknown model" if folder.model_id is None else f"model {folder.model_id[:12]}"
+def _check_fits(index: MilvusIndex, rows: NewRows) -> None:
+    if rows.model_id != index.model_id:
+        made_by = "an unknown model" if rows.model_id is None else f"model {rows.model_id[:12]}"
         own = "an unknown one" if index.model_id is None else index.model_id[:12]
         raise ValueError(
-            f"{folder.path} was made by {made_by}, {index.path} by {own}: embed with the model of the "
+            f"{rows.path} was made by {made_by}, {index.path} by {own}: embed with the model of the "
             "collection"
         )
-    if folder.embed_dim != index.embed_dim:
-        raise ValueError(f"{folder.path} has width {folder.embed_dim}, {index.path} {index.embed_dim}")
+    if rows.embed_dim != index.embed_dim:
+        raise ValueError(f"{rows.path} has width {rows.embed_dim}, {index.path} {index.embed_dim}")
+    if rows.vectors(index.facts.modality) is None:
+        raise ValueError(f"{rows.path} has no {index.facts.modality} embeddings, which {index.path} holds")
 
 
 def _ids_of_names(index: MilvusIndex, names: Sequence[str]) -> dict[str, list[int]]:

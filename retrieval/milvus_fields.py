@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from .new_rows import Modality
 from .rows import Float32s, Int64s
 from .store import EmbeddingFolder
 
@@ -41,7 +42,7 @@ class CollectionFacts:
     model_id: str | None
     model: str | None
     """What the model was loaded from."""
-    modality: str
+    modality: Modality
     """`image` or `text`: whose vectors these are."""
     embed_dim: int
     kind: str

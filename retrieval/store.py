@@ -12,7 +12,7 @@ The id of a row is its place over all files in the order of their names.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ import pyarrow.compute as pc
 
 from clipkit.json_files import read_json
 
+from .new_rows import Modality
 from .rows import EmbeddingRows, Int64s, MetadataRows, Rows
 
 MANIFEST_NAME = "clipkit.json"
@@ -102,6 +103,21 @@ class EmbeddingFolder:
     def model_id(self) -> str | None:
         """Of the model that made the embeddings; None where the folder does not say."""
         return None if self.manifest is None else str(self.manifest["model_id"])
+
+    @property
+    def columns(self) -> Sequence[str]:
+        """Of the metadata."""
+        return self.metadata_rows.columns
+
+    def vectors(self, modality: Modality) -> EmbeddingRows | None:
+        """The embeddings of images or of (first) captions; None where the folder has none."""
+        return self.image_embeddings if modality == "image" else self.text_embeddings
+
+    def tables(self) -> Iterator[pa.Table]:
+        """The metadata, file by file."""
+        files = self.metadata_rows.files
+        for start, end in zip(files.starts.tolist(), files.ends.tolist(), strict=True):
+            yield self.metadata(np.arange(start, end))
 
     def metadata(self, rows: Rows, columns: Sequence[str] | None = None) -> pa.Table:
         """Metadata of any rows, in the order they are asked for; see `MetadataRows.take`."""

@@ -1,4 +1,7 @@
-"""A change of an index that is killed on its way: `python index_jobs.py POINT {build,add,remove} IDX EMB`."""
+"""A change of an index that is killed on its way: `python index_jobs.py POINT JOB IDX EMB`.
+
+JOB is build, add, remove, or request: what the service adds, which is in EMB too.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,13 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from clipkit.retrieval import index_change, index_versions
 from clipkit.retrieval.index_build import build_index
 from clipkit.retrieval.index_faiss import VectorIndex
+from clipkit.retrieval.store import EmbeddingFolder
 
 POINTS = ("adding", "written", "unnamed", "not current", "link made", "current")
 """Moments of a change, in their order."""
@@ -58,5 +63,12 @@ if __name__ == "__main__":
         build_index(embeddings, index, replace=True)
     elif job == "add":
         index_change.add(index, embeddings)
+    elif job == "request":
+        from clipkit.retrieval.service.catalog import Place
+        from clipkit.retrieval.service.storage import Folders
+
+        folder = EmbeddingFolder.open(embeddings)
+        rows = folder.metadata(range(folder.num_rows)).to_pylist()
+        Folders().add(Place(path=Path(index)), folder.image_embeddings.read(0, folder.num_rows), rows)
     else:
         index_change.remove(index, ids=[0, 3])

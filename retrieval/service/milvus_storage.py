@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 from .. import milvus_change
 from ..milvus_index import MilvusIndex
 from .catalog import Place, Vector
-from .storage import write_embeddings
+from .storage import requested_rows
 
 
 @dataclass(frozen=True)
@@ -40,12 +39,8 @@ class Collections:
             OSError: Milvus does not answer.
         """
         facts = self.open(place).facts
-        with tempfile.TemporaryDirectory(prefix="clipkit-serve-") as folder:
-            write_embeddings(Path(folder), [facts.modality], facts.model_id, vectors, metadata)
-            try:
-                ids: list[int] = milvus_change.add(self.uri, str(place.path), folder).tolist()
-            except ValueError as error:
-                raise ValueError(str(error).replace(folder, "the request")) from error
+        rows = requested_rows(facts.modality, facts.model_id, vectors, metadata)
+        ids: list[int] = milvus_change.add_new(self.uri, str(place.path), rows).tolist()
         return ids
 
     def remove(self, place: Place, ids: Sequence[int]) -> None:

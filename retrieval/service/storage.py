@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .. import index_change
 from ..index import SearchIndex
 from ..index_versions import current_version, read_manifest
-from ..store import FORMAT_VERSION, IMAGES, MANIFEST_NAME, METADATA, TEXTS
+from ..new_rows import Modality, RowsInMemory
 from .catalog import Place, Vector
 
 TEXT_SUFFIX = "-text"
-_FOLDERS = {"image": IMAGES, "text": TEXTS}
 
 
 class Folders:
@@ -44,15 +40,15 @@ class Folders:
             ValueError: the index has vectors of images and of texts, or a row is in it already.
             OSError: another process is writing, or this is no index of clipkit's.
         """
-        with tempfile.TemporaryDirectory(prefix="clipkit-serve-") as folder:
-            manifest = _manifest(place)
-            write_embeddings(
-                Path(folder), sorted(manifest["indexes"]), manifest.get("model_id"), vectors, metadata
-            )
-            try:
-                ids: list[int] = index_change.add(place.path, folder).tolist()
-            except ValueError as error:
-                raise ValueError(str(error).replace(folder, "the request")) from error
+        version = current_version(place.path)
+        if version is None:
+            raise OSError("it was made by another tool, and can only be searched")
+        manifest = read_manifest(version)
+        kinds: list[Modality] = sorted(manifest["indexes"])
+        if len(kinds) > 1:
+            raise ValueError("the index has vectors of images and texts: add rows with `clipkit index add`")
+        rows = requested_rows(kinds[0], manifest.get("model_id"), vectors, metadata)
+        ids: list[int] = index_change.add_new(place.path, rows).tolist()
         return ids
 
     def remove(self, place: Place, ids: Sequence[int]) -> None:
@@ -80,41 +76,21 @@ def places_of(paths: Mapping[str, Path]) -> dict[str, Place]:
     return places
 
 
-def _manifest(place: Place) -> dict[str, Any]:
-    version = current_version(place.path)
-    if version is None:
-        raise OSError("it was made by another tool, and can only be searched")
-    return read_manifest(version)
+def requested_rows(
+    kind: Modality, model_id: str | None, vectors: Vector, metadata: Sequence[Mapping[str, Any]]
+) -> RowsInMemory:
+    """What a request brought, with all fields of its metadata; a row without one of them has null there.
 
-
-def write_embeddings(
-    folder: Path,
-    kinds: Sequence[str],
-    model_id: str | None,
-    vectors: Vector,
-    metadata: Sequence[Mapping[str, Any]],
-) -> None:
-    """The rows as a folder of embeddings of the index's model, which `clipkit index add` takes."""
-    if len(kinds) > 1:
-        raise ValueError(
-            f"the index has vectors of {' and '.join(kinds)}s: add rows with `clipkit index add`"
-        )
-    kind = _FOLDERS[kinds[0]]
+    Raises:
+        ValueError: a field holds what a table cannot, such as values of different types; or there is none.
+    """
+    names = dict.fromkeys(name for row in metadata for name in row)
+    if not names:
+        raise ValueError("metadata: expected a field in at least one row, such as image_path, got none")
     try:
-        table = pa.Table.from_pylist(list(metadata))
-    except pa.ArrowException as error:
+        table = pa.table({name: [row.get(name) for row in metadata] for name in names})
+        # Not every table can be written, as it is with the index: one with an empty object cannot.
+        pq.write_table(table.slice(0, 0), pa.BufferOutputStream())
+    except (pa.ArrowException, OverflowError) as error:
         raise ValueError(f"metadata: {error}") from error
-    names = {kind: f"{kind}/{kind}_0.npy", METADATA: f"{METADATA}/{METADATA}_0.parquet"}
-    for name in names.values():
-        (folder / name).parent.mkdir()
-    np.save(folder / names[kind], vectors.astype(np.float16))
-    pq.write_table(table, folder / names[METADATA])
-    if model_id:
-        stated = {
-            "format_version": FORMAT_VERSION,
-            "embedded": len(vectors),
-            "complete": True,
-            "model_id": model_id,
-            "files": {name: {} for name in names.values()},
-        }
-        (folder / MANIFEST_NAME).write_text(json.dumps(stated), encoding="utf-8")
+    return RowsInMemory("the request", kind, vectors, table, model_id)
