@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
-from schemathesis.specs.openapi.checks import positive_data_acceptance
+from schemathesis.specs.openapi.checks import positive_data_acceptance, response_schema_conformance
 from serve_jobs import TOKEN, Running, serving, small_model
 
 MAX_EXAMPLES = 10
@@ -77,6 +77,50 @@ def _name_the_index(case: Any) -> None:
     if isinstance(case.body, dict):
         for name in {"index", "indice_name"} & case.body.keys():
             case.body[name] = None
+
+
+GOOD = (
+    ("POST", "/search", {"text": "a red star", "k": 3}),
+    ("POST", "/search", {"queries": [{"id": 1}, {"text": "a ring", "weight": -0.5}], "where": "size > 30"}),
+    ("POST", "/v1/embeddings", {"input": ["a star", "a ring"]}),
+    ("POST", "/v1/embeddings", {"input": "a star", "encoding_format": "base64"}),
+    ("POST", "/knn-service", {"text": "a star", "num_images": 2, "num_result_ids": 4}),
+    ("POST", "/metadata", {"ids": [3, 1]}),
+    ("POST", "/admin/indexes/{index}/add", {"items": [{"text": "a"}], "metadata": [{"caption": "a"}]}),
+    ("POST", "/admin/indexes/{index}/remove", {"ids": [40]}),
+    ("POST", "/admin/reload", None),
+    ("GET", "/indexes", None),
+    ("GET", "/indices-list", None),
+    ("GET", "/v1/models", None),
+    ("GET", "/health", None),
+    ("GET", "/ready", None),
+)
+"""Requests of which each gets a 200 with content."""
+
+
+def test_answers_with_content_have_the_form_of_the_document(document: Any) -> None:
+    for method, path, body in GOOD:
+        parameters = {"index": "captions"} if "{index}" in path else {}
+        case = document[path][method].Case(
+            path_parameters=parameters, body=body, media_type="application/json"
+        )
+        response = case.call(headers={"Authorization": f"Bearer {TOKEN}"})
+        assert (response.status_code, bool(response.json())) == (200, True), (path, response.text)
+        case.validate_response(response, checks=[response_schema_conformance])
+
+
+def test_each_answer_has_a_form_that_says_something(running: Running) -> None:
+    with running.client() as client:
+        found = client.get("/openapi.json").json()
+    answers = {
+        path: operation["responses"]["200"]["content"]["application/json"]["schema"]
+        for path, operations in found["paths"].items()
+        for operation in operations.values()
+        if "application/json" in operation["responses"]["200"]["content"]
+    }
+    assert answers.keys() == {path for _, path, _ in GOOD}
+    assert all(set(_references(form)) or form["items"] == {"type": "string"} for form in answers.values())
+    assert found["components"]["schemas"]["SearchAnswer"]["required"] == ["index", "hits"]
 
 
 def test_forms_of_bodies_can_be_looked_up(running: Running) -> None:

@@ -9,10 +9,11 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 
+from .answer_forms import EmbeddingsAnswer, ModelsAnswer
 from .bodies import Budget, parse_json
 from .engine import Engine
 from .forms import EmbeddingsRequest, Part
-from .openapi import json_body
+from .openapi import answer, json_body
 from .queries import part_vectors
 from .refusal import Refusal
 from .towers import Vector
@@ -29,14 +30,16 @@ def openai_router(engine: Engine, budget: Budget, model_name: str) -> APIRouter:
     router = APIRouter(prefix="/v1")
     names = (model_name, engine.towers.model_id)
 
-    @router.post("/embeddings", openapi_extra=json_body(EmbeddingsRequest))
+    @router.post(
+        "/embeddings", openapi_extra=json_body(EmbeddingsRequest), responses=answer(EmbeddingsAnswer)
+    )
     async def embeddings(request: Request) -> JSONResponse:
         """Unit vectors of texts, or of pictures as `data:` URLs (and http URLs where they are allowed)."""
         async with budget.body(request) as body:
             wanted = await parse_json(EmbeddingsRequest, body)
             return JSONResponse(await _embed(engine, wanted, names))
 
-    @router.get("/models")
+    @router.get("/models", responses=answer(ModelsAnswer))
     async def models() -> JSONResponse:
         """The one model."""
         model = {"id": model_name, "object": "model", "created": 0, "owned_by": "clipkit"}

@@ -1,7 +1,7 @@
-"""The OpenAPI document: what bodies may hold, and what every refusal looks like.
+"""The OpenAPI document: what bodies may hold, and what answers and refusals look like.
 
 Routes read their bodies themselves, within a size and a time, so FastAPI cannot see of what form they are;
-the forms are named here, once, under `components`.
+the forms are named here, once, under `components`. Answers are not checked when they are sent.
 """
 
 from __future__ import annotations
@@ -58,6 +58,15 @@ def json_body(model: type[BaseModel], *, files: str | None = None) -> dict[str, 
         }
         kinds["multipart/form-data"] = {"schema": parts}
     return {"requestBody": {"required": True, "content": kinds}}
+
+
+def answer(form: Any) -> dict[int | str, dict[str, Any]]:
+    """What a route says of its success.
+
+    Args:
+        form: one of `answer_forms`, or a list or dict of it.
+    """
+    return {200: {"model": form, "description": "Success."}}
 
 
 def content(media_type: str) -> dict[int | str, dict[str, Any]]:

@@ -10,11 +10,11 @@ from importlib import resources
 from fastapi import APIRouter
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 
+from .answer_forms import Status
 from .engine import Engine
-from .openapi import content
+from .openapi import answer, content
 
 PAGE = "page.html"
-_JSON_OBJECT = {"application/json": {"schema": {"type": "object"}}}
 
 
 def page_router(engine: Engine) -> APIRouter:
@@ -27,12 +27,14 @@ def page_router(engine: Engine) -> APIRouter:
     async def index() -> HTMLResponse:
         return HTMLResponse(page, headers={"Content-Security-Policy": policy, "Cache-Control": "no-cache"})
 
-    @router.get("/health")
+    @router.get("/health", responses=answer(Status))
     async def health() -> JSONResponse:
         """200 as long as the process answers."""
         return JSONResponse({"status": "ok"})
 
-    @router.get("/ready", responses={503: {"description": "Shutting down.", "content": _JSON_OBJECT}})
+    @router.get(
+        "/ready", responses={**answer(Status), 503: {"model": Status, "description": "Shutting down."}}
+    )
     async def ready() -> JSONResponse:
         """200 where new requests are welcome; 503 while shutting down."""
         if engine.is_ready:

@@ -10,12 +10,13 @@ import numpy as np
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 
+from .answer_forms import KnnHit, MetadataRow
 from .answers import json_safe
 from .bodies import Budget, parse_json
 from .catalog import Served
 from .engine import Engine
 from .forms import KnnRequest, MetadataRequest, Part
-from .openapi import json_body
+from .openapi import answer, json_body
 from .pictures import allowed_path, read_image_file, thumbnail
 from .queries import query_vector
 from .refusal import Refusal
@@ -29,13 +30,13 @@ def peer_router(engine: Engine, budget: Budget) -> APIRouter:
     """The routes."""
     router = APIRouter()
 
-    @router.post("/knn-service", openapi_extra=json_body(KnnRequest))
+    @router.post("/knn-service", openapi_extra=json_body(KnnRequest), responses=answer(list[KnnHit]))
     async def knn_service(request: Request) -> JSONResponse:
         """`[{id, similarity, and the metadata of the first num_images}]`."""
         async with budget.body(request) as body:
             return JSONResponse(await _knn(engine, await parse_json(KnnRequest, body)))
 
-    @router.post("/metadata", openapi_extra=json_body(MetadataRequest))
+    @router.post("/metadata", openapi_extra=json_body(MetadataRequest), responses=answer(list[MetadataRow]))
     async def metadata(request: Request) -> JSONResponse:
         """`[{id, metadata}]`."""
         async with budget.body(request) as body:
@@ -49,7 +50,7 @@ def peer_router(engine: Engine, budget: Budget) -> APIRouter:
                 [{"id": row_id, "metadata": row} for row_id, row in zip(wanted.ids, rows, strict=True)]
             )
 
-    @router.get("/indices-list")
+    @router.get("/indices-list", responses=answer(list[str]))
     async def indices_list() -> JSONResponse:
         """The names of the indexes."""
         return JSONResponse([served.name for served in engine.catalog.all()])

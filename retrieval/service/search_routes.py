@@ -9,11 +9,12 @@ from fastapi.responses import JSONResponse, Response
 
 from clipkit.images import ImageError
 
+from .answer_forms import IndexFacts, SearchAnswer
 from .answers import hits
 from .bodies import Budget, form_model, parse_form, parse_json
 from .engine import Engine
 from .forms import SearchRequest
-from .openapi import content, json_body
+from .openapi import answer, content, json_body
 from .pictures import allowed_path, read_image_file, thumbnail
 from .queries import query_vector
 from .refusal import Refusal
@@ -25,7 +26,11 @@ def search_router(engine: Engine, budget: Budget) -> APIRouter:
     """The routes."""
     router = APIRouter()
 
-    @router.post("/search", openapi_extra=json_body(SearchRequest, files=_FILE_FIELD))
+    @router.post(
+        "/search",
+        openapi_extra=json_body(SearchRequest, files=_FILE_FIELD),
+        responses=answer(SearchAnswer),
+    )
     async def search(request: Request) -> JSONResponse:
         """The rows nearest to a text, a picture, an embedding, a row, or a weighted sum of them.
 
@@ -34,7 +39,7 @@ def search_router(engine: Engine, budget: Budget) -> APIRouter:
         async with budget.body(request) as body:
             return JSONResponse(await _search(engine, *await _parse(request, body, engine)))
 
-    @router.get("/indexes")
+    @router.get("/indexes", responses=answer(list[IndexFacts]))
     async def indexes() -> JSONResponse:
         """What can be searched."""
         return JSONResponse(
