@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from clipkit.scratch import scratch_folder
 
 
 @contextmanager
@@ -32,17 +32,7 @@ def complete_folder(out_dir: Path, marker: str, described: str) -> Iterator[Path
     if out_dir.exists() and not (out_dir.is_dir() and not any(out_dir.iterdir())):
         raise FileExistsError(f"{out_dir} already holds something else; name a new folder or remove it")
     out_dir.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{out_dir.name}.", dir=out_dir.parent))
-    try:
-        partial.chmod(0o777 & ~_umask())
+    with scratch_folder(out_dir) as partial:
         yield partial
         (partial / marker).write_text(described, encoding="utf-8")
         os.replace(partial, out_dir)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

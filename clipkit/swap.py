@@ -6,9 +6,10 @@ import contextlib
 import ctypes
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+
+from clipkit.scratch import scratch_folder, umask
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
@@ -19,23 +20,18 @@ def replacing_directory(path: Path) -> Iterator[Path]:
     """Yield an empty temporary directory beside `path`; it takes the place of `path` when the block ends.
 
     Everything is flushed to disk before. When the block raises (a full disk, Ctrl-C) the temporary
-    directory is removed and `path` is as it was.
+    directory is removed and `path` is as it was; that of a killed process is removed by the next one.
     """
     path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
-    try:
-        temporary.chmod(0o777 & ~_umask())
+    with scratch_folder(path) as temporary:
         yield temporary
         _flush(temporary)
         if path.exists():
-            _exchange(temporary, path)
+            _exchange(temporary, path)  # and the old content is what is removed
         else:
             os.rename(temporary, path)
         _flush_entry(path.parent)
-    finally:
-        # After an exchange this is the old content.
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _exchange(temporary: Path, path: Path) -> None:
@@ -59,7 +55,7 @@ def _flush(directory: Path) -> None:
     for folder, _, files in os.walk(directory):
         for name in files:
             # safetensors creates files that only the owner can read.
-            (Path(folder) / name).chmod(0o666 & ~_umask())
+            (Path(folder) / name).chmod(0o666 & ~umask())
             _flush_entry(Path(folder) / name)
         _flush_entry(Path(folder))
 
@@ -70,9 +66,3 @@ def _flush_entry(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
