@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -85,13 +86,15 @@ class OutputFolder:
             yield
 
     def _start(self, about: Mapping[str, Any]) -> None:
-        if (self.path / MANIFEST_NAME).is_file():
+        is_begun = (self.path / MANIFEST_NAME).is_file()
+        if is_begun:
             self._check(read_json(self.path / MANIFEST_NAME))
-            return
-        own = (_LOCK_NAME, f"{MANIFEST_NAME}{_PARTIAL}")
-        if any(file.name not in own for file in self.path.iterdir()):
+        elif any(not _is_own(file.name) for file in self.path.iterdir()):
             raise ValueError(f"{self.path} is not empty and has no {MANIFEST_NAME}: choose another --out")
-        self._write_manifest({**about, "complete": False})
+        for partial in self.path.rglob(f"*{_PARTIAL}"):  # of a run that was killed
+            partial.unlink(missing_ok=True)
+        if not is_begun:
+            self._write_manifest({**about, "complete": False})
 
     def _check(self, manifest: Mapping[str, Any]) -> None:
         check_format(self.path, manifest)
@@ -188,10 +191,19 @@ class OutputFolder:
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a file of another name, then give it its own."""
-    partial = path.with_name(path.name + _PARTIAL)
+    """Let `write` fill a file of a name that nobody else has, then give it its own.
+
+    A rank or a worker that was given up for lost may still write what another one makes again: whichever
+    ends last, the file is whole.
+    """
+    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}{_PARTIAL}")
     write(partial)
     os.replace(partial, path)
+
+
+def _is_own(name: str) -> bool:
+    """Whether a file may be in a folder whose manifest is not written yet."""
+    return name == _LOCK_NAME or (name.startswith(MANIFEST_NAME) and name.endswith(_PARTIAL))
 
 
 def _save_npy(path: Path, rows: npt.NDArray[np.float16]) -> None:

@@ -172,7 +172,7 @@ def test_a_run_broken_off_at_any_file_goes_on(
         countdown -= 1
         if countdown < 0:
             if moment == "before":
-                path.with_name(path.name + ".tmp").write_bytes(b"the beginning of")
+                path.with_name(f"{path.name}.0123.tmp").write_bytes(b"the beginning of")
             else:
                 real(path, write)
             raise Killed
@@ -198,6 +198,24 @@ def test_a_run_broken_off_at_any_file_goes_on(
         assert contents(out) == whole
     assert sorted(num_kept) == num_kept
     assert set(num_kept) == {0, 1, 2, 3}
+
+
+def test_two_writers_of_one_file_do_not_disturb_each_other(tmp_path: Path) -> None:
+    path = tmp_path / "x.npy"
+
+    def write(partial: Path, during: Any = None) -> None:
+        with partial.open("wb") as stream:
+            stream.write(b"one ")
+            if during is not None:
+                during()
+                assert path.read_bytes() == b"one and all"
+            stream.write(b"and all")
+
+    embed_folder.write_whole(
+        path, lambda partial: write(partial, lambda: embed_folder.write_whole(path, write))
+    )
+    assert path.read_bytes() == b"one and all"
+    assert [file.name for file in tmp_path.iterdir()] == ["x.npy"]
 
 
 def test_a_killed_process_goes_on(model: str, tmp_path: Path, one_thread: None) -> None:
