@@ -47,7 +47,7 @@ COMMANDS = {
     ),
     "regions": (
         "clipkit.commands.regions:app",
-        "Boxes with phrases: from annotations of others to shards.",
+        "Boxes with phrases: shards from annotations, or labelled by a detector.",
     ),
     "search": (
         "clipkit.retrieval.search_cli:app",

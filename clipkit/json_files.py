@@ -1,8 +1,9 @@
-"""Read and write the JSON files of a model directory."""
+"""Read and write JSON files."""
 
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,13 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a JSON {type(content).__name__}, expected an object")
     return content
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file that people can read, by way of a temporary name."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
 
 
 def canonical_json(content: Any) -> str:

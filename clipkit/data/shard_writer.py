@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import itertools
-import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+
+from clipkit.json_files import write_json
 
 Sample = dict[str, str | bytes]
 """`__key__` is the key; every other entry is the content of a member, by its extension."""
@@ -41,4 +42,4 @@ def write_tar(path: Path, samples: Iterable[Sample]) -> None:
 
 def write_sizes(folder: Path, sizes: Mapping[str, int]) -> None:
     """Write `sizes.json`: samples in each tar of a folder, by its name."""
-    (folder / "sizes.json").write_text(json.dumps(sizes, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / "sizes.json", dict(sizes))

@@ -87,6 +87,15 @@ def clean(
     rows = [_four_numbers(box) for box in boxes]
     corners = to_fractions(torch.tensor(rows, dtype=torch.float64).reshape(-1, 4), box_format, image_size)
     _check_convention(torch.tensor(rows).reshape(-1, 4), corners, box_format, image_size)
+    return usable(corners)
+
+
+def usable(corners: Tensor) -> CleanBoxes:
+    """As `clean`, for boxes whose convention is known.
+
+    Args:
+        corners: (R, 4) xyxy fractions.
+    """
     problem = _problems(corners)
     kept = torch.tensor([row for row, name in enumerate(problem) if name is None], dtype=torch.int64)
     counts = Counter(name for name in problem if name is not None)

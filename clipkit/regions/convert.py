@@ -24,7 +24,7 @@ from clipkit.console import Meter, progress
 from clipkit.data.problems import MISSING_FILE, Problems, describe_counts
 from clipkit.data.shard_writer import Sample, write_split
 from clipkit.images import ImageError, decode_pixels
-from clipkit.json_files import read_json
+from clipkit.json_files import read_json, write_json
 from clipkit.regions import boxes
 from clipkit.regions.boxes import BoxFormat
 from clipkit.regions.convert_settings import Converted, ConvertSettings, Format
@@ -108,8 +108,7 @@ def convert(
     with complete_folder(out, SETTINGS_NAME, _described(source, settings)) as folder:
         if folder is not None:
             converted = _write(folder, _read(source, settings), settings, show)
-            report = json.dumps(asdict(converted), indent=2, ensure_ascii=False) + "\n"
-            (folder / REPORT_NAME).write_text(report, encoding="utf-8")
+            write_json(folder / REPORT_NAME, asdict(converted))
     return Converted(**read_json(out / REPORT_NAME)), folder is not None
 
 

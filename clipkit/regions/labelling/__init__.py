@@ -1,0 +1,1 @@
+"""Regions for captioned images: phrases of their captions, found by an open-vocabulary detector."""

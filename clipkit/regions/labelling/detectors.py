@@ -1,0 +1,143 @@
+"""What finds phrases in pictures: one interface for open-vocabulary detectors, yours, and region heads."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from clipkit.regions.boxes import clean
+
+_CALLABLE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+
+
+@dataclass(frozen=True)
+class Detections:
+    """Boxes in one picture, each with the phrase that fits it best."""
+
+    boxes: Tensor
+    """(K, 4) fp32, xyxy fractions of the picture, perhaps beyond its edges."""
+    scores: Tensor
+    """(K,) fp32, higher is surer."""
+    phrase_index: Tensor
+    """(K,) int64, which of the phrases."""
+
+
+class Detector(Protocol):
+    """Finds phrases in a picture."""
+
+    def __call__(self, image: Image.Image, phrases: Sequence[str]) -> Detections:
+        """Boxes of an RGB picture for at least one phrase, of any score."""
+
+
+def open_detector(name: str, *, device: torch.device, image_size: int | None = None) -> Detector:
+    """The detector that a name means.
+
+    Args:
+        name: `module:function` (see `CallableDetector`), a model directory with a region head that grounds,
+            or an OWLv2, OWL-ViT or Grounding DINO model of transformers: a folder or a repository on the hub.
+        device: where it runs; yours decides for itself.
+        image_size: side in pixels at which OWLv2 or OWL-ViT looks, in place of its own.
+
+    Raises:
+        OSError: transformers is not installed, or there is no such model.
+        ValueError: nothing of these, or a model that finds no phrases.
+    """
+    is_folder = Path(name).expanduser().is_dir()
+    if not is_folder and _CALLABLE.fullmatch(name):
+        _refuse_size(image_size, name)
+        return CallableDetector(name)
+    if is_folder and (Path(name).expanduser() / "open_clip_config.json").is_file():
+        from clipkit.regions.labelling.own_head import RegionHeadDetector
+
+        _refuse_size(image_size, name)
+        return RegionHeadDetector(str(Path(name).expanduser()), device)
+    if is_folder and not (Path(name).expanduser() / "config.json").is_file():
+        raise ValueError(
+            f"--detector {name} is neither a model directory, with open_clip_config.json, "
+            "nor a model of transformers, with config.json"
+        )
+    from clipkit.regions.labelling.transformers_detector import TransformersDetector
+
+    return TransformersDetector(name, device, image_size)
+
+
+def _refuse_size(image_size: int | None, name: str) -> None:
+    if image_size is not None:
+        raise ValueError(f"--detector-size is for OWLv2 and OWL-ViT, {name} has a size of its own")
+
+
+class CallableDetector:
+    """A function of yours: `function(image, phrases) -> (boxes, scores, phrase_index)`.
+
+    It takes an RGB picture of Pillow and a list of texts, and gives three arrays or lists: (K, 4) boxes, xyxy
+    as fractions of the picture; (K,) scores; (K,) numbers of the phrases, from 0.
+    """
+
+    def __init__(self, name: str) -> None:
+        """Import it, from the current folder too.
+
+        Raises:
+            ValueError: there is no such module or function.
+        """
+        self._name = name
+        self._function = _import(name)
+
+    def __call__(self, image: Image.Image, phrases: Sequence[str]) -> Detections:
+        """See `Detector`.
+
+        Raises:
+            ValueError: the function gave something else than it should.
+        """
+        result = self._function(image, list(phrases))
+        try:
+            boxes, scores, phrase_index = result
+            found = Detections(
+                torch.as_tensor(boxes, dtype=torch.float32).reshape(-1, 4).cpu(),
+                torch.as_tensor(scores, dtype=torch.float32).cpu(),
+                torch.as_tensor(phrase_index, dtype=torch.int64).cpu(),
+            )
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(
+                f"{self._name} must return boxes (K, 4), scores (K,) and phrase_index (K,): {error}"
+            ) from None
+        num_boxes, index = len(found.boxes), found.phrase_index
+        if found.scores.shape != (num_boxes,) or index.shape != (num_boxes,):
+            raise ValueError(
+                f"{self._name} must return as many scores and phrase numbers as boxes, got "
+                f"{list(found.scores.shape)} and {list(index.shape)} for {num_boxes} boxes"
+            )
+        if num_boxes and not (int(index.min()) >= 0 and int(index.max()) < len(phrases)):
+            raise ValueError(
+                f"{self._name} must return numbers of the {len(phrases)} phrases, got "
+                f"{int(index.min())} to {int(index.max())}"
+            )
+        try:
+            clean(found.boxes)
+        except ValueError as error:
+            raise ValueError(f"{self._name} must return xyxy fractions of the picture: {error}") from None
+        return found
+
+
+def _import(name: str) -> Callable[[Image.Image, list[str]], Any]:
+    module_name, _, attribute = name.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # as `python -m` does
+    try:
+        found: Any = importlib.import_module(module_name)
+        for part in attribute.split("."):
+            found = getattr(found, part)
+    except (ModuleNotFoundError, AttributeError) as error:
+        raise ValueError(f"--detector {name} cannot be imported: {error}") from None
+    if not callable(found):
+        raise ValueError(f"--detector {name} must be a function, got a {type(found).__name__}")
+    return found  # type: ignore[no-any-return]

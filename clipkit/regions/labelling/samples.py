@@ -1,0 +1,119 @@
+"""Regions for one sample: phrases, detection and the filters, each of which is counted."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from clipkit.data.problems import MISSING_CAPTION, MISSING_IMAGE, SampleError
+from clipkit.data.samples import SampleKeys, parse_members
+from clipkit.data.shard_writer import Sample
+from clipkit.images import ImageError, decode_image
+from clipkit.regions import boxes
+from clipkit.regions.labelling.detectors import Detections, Detector, open_detector
+from clipkit.regions.labelling.phrases import NounPhrases
+from clipkit.regions.labelling.settings import LabelReport, LabelSettings
+
+NO_PHRASE = "no phrase in the captions"
+NOTHING_FOUND = "no box found"
+LOW_SCORE = "box_below_the_confidence"
+SAME_BOX = "box_with_a_phrase_that_fits_less"
+
+_ROUND = 6
+"""Decimals of the edges; boxes that agree in all are one."""
+
+
+class Labeller:
+    """Finds the regions of samples."""
+
+    def __init__(self, settings: LabelSettings, device: torch.device) -> None:
+        """Load tagger and detector; see `NounPhrases` and `open_detector` for what raises."""
+        self._settings = settings
+        self._keys = SampleKeys(caption=settings.caption_keys, require=(), fields=True)
+        self._noun_phrases = NounPhrases(settings.tagger)
+        self._detector: Detector = open_detector(
+            settings.detector, device=device, image_size=settings.detector_size
+        )
+
+    def label(self, key: str, members: Mapping[str, bytes], report: LabelReport) -> Sample:
+        """The sample with `regions` in its json, in place of those that were there.
+
+        A sample that cannot be read stays as it is, for whoever reads it to report.
+
+        Args:
+            key: of the sample.
+            members: contents by extension.
+            report: counts this sample.
+        """
+        report.num_images += 1
+        sample: Sample = {"__key__": key, **members}
+        try:
+            captions, fields = self._read_texts(members)
+            regions = self._regions(members, captions, report)
+        except (SampleError, ImageError) as error:
+            _count(report.images_without_regions, {error.reason: 1})
+            return sample
+        report.num_images_with_regions += bool(regions)
+        report.num_regions += len(regions)
+        report.num_region_words += sum(len(region["phrase"].split()) for region in regions)
+        sample["json"] = json.dumps({**fields, "regions": regions}, ensure_ascii=False).encode()
+        return sample
+
+    def _read_texts(self, members: Mapping[str, bytes]) -> tuple[tuple[str, ...], Mapping[str, Any]]:
+        texts = {name: members[name] for name in self._keys.text_members if name in members}
+        return parse_members(texts, self._keys)
+
+    def _regions(
+        self, members: Mapping[str, bytes], captions: Sequence[str], report: LabelReport
+    ) -> list[dict[str, Any]]:
+        found = self._noun_phrases(captions, self._settings.max_phrases)
+        report.num_phrases += len(found.phrases)
+        _count(report.phrases_left_out, found.left_out)
+        image_name = next((name for name in self._keys.image if name in members), None)
+        if image_name is None:
+            raise SampleError(MISSING_IMAGE)
+        image = decode_image(members[image_name])
+        if not found.phrases:
+            _count(report.images_without_regions, {NO_PHRASE if captions else MISSING_CAPTION: 1})
+            return []
+        detections = self._detector(image, found.phrases)
+        regions = keep(detections, found.phrases, self._settings.confidence, report.boxes_left_out)
+        if not regions:
+            _count(report.images_without_regions, {NOTHING_FOUND: 1})
+        return regions
+
+
+def keep(
+    detections: Detections, phrases: Sequence[str], confidence: float, left_out: dict[str, int]
+) -> list[dict[str, Any]]:
+    """The regions among the boxes of a picture, as JSON data, the surest first.
+
+    A box needs a score above the confidence and to be usable (`boxes.usable`); of boxes that are the same,
+    the phrase with the highest score stays.
+
+    Args:
+        detections: of the picture.
+        phrases: that were asked for.
+        confidence: the least score, exclusive.
+        left_out: takes counts of the others, by reason.
+    """
+    is_sure = detections.scores > confidence
+    _count(left_out, {LOW_SCORE: int((~is_sure).sum())})
+    cleaned = boxes.usable(detections.boxes[is_sure].double())
+    _count(left_out, cleaned.problems)
+    scores, index = detections.scores[is_sure][cleaned.kept], detections.phrase_index[is_sure][cleaned.kept]
+    regions: dict[tuple[float, ...], dict[str, Any]] = {}
+    for row in scores.argsort(descending=True, stable=True).tolist():
+        box = tuple(round(edge, _ROUND) for edge in cleaned.boxes[row].tolist())
+        region = {"box": list(box), "phrase": phrases[int(index[row])], "score": round(float(scores[row]), 4)}
+        regions.setdefault(box, region)
+    _count(left_out, {SAME_BOX: len(scores) - len(regions)})
+    return list(regions.values())
+
+
+def _count(counts: dict[str, int], more: Mapping[str, int]) -> None:
+    counts.update(Counter(counts) + Counter(more))
