@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import logging
 import math
 from typing import Any
 
@@ -11,12 +13,17 @@ import clipkit
 from clipkit import distributed
 from clipkit.losses.kernels import choose_kernel
 from clipkit.model import DualEncoder
+from clipkit.regions.heads import build_region_head
 
 from . import optim
 from .config import TrainConfig
 from .objective import build_objective
 from .parallel import parallelize
+from .region_objective import RegionObjective
+from .regions_config import RegionsConfig
 from .step import Trainer
+
+logger = logging.getLogger(__name__)
 
 SIGLIP_LOGIT_SCALE = math.log(10)
 SIGLIP_LOGIT_BIAS = -10.0
@@ -27,7 +34,7 @@ def build_model(config: TrainConfig) -> DualEncoder:
     """The model of a run: random weights, or those of its source, with the asked towers locked.
 
     Raises:
-        ValueError: the source cannot be loaded, or the objective needs what it lacks.
+        ValueError: the source cannot be loaded, or the objective or the region head needs what it lacks.
     """
     wanted = config.model
     overrides: dict[str, Any] = {
@@ -48,6 +55,7 @@ def build_model(config: TrainConfig) -> DualEncoder:
             f"loss.objective=sigmoid needs a model with a logit bias, and {wanted.source} has none; "
             "train it with loss.objective=softmax"
         )
+    _give_region_head(model, config.regions)
     if wanted.lock_image:
         model.lock_image(unlocked_groups=wanted.lock_image_unlocked_groups)
     if wanted.lock_text:
@@ -57,6 +65,33 @@ def build_model(config: TrainConfig) -> DualEncoder:
     if wanted.grad_checkpointing:
         model.set_grad_checkpointing(True)
     return model
+
+
+def _give_region_head(model: DualEncoder, regions: RegionsConfig) -> None:
+    """Go on with the region head of the source if it is of the wanted kind, else make one or leave it out."""
+    loaded, model.region_head = model.region_head, None
+    if not regions.is_trained:
+        if loaded is not None:
+            logger.warning("the %s of the source is left out, since this run trains no regions", loaded.kind)
+        return
+    if model.config["vision_cfg"].get("patch_dropout"):
+        raise ValueError(
+            f"regions.head={regions.head} reads all patches of an image: set model.patch_dropout to 0"
+        )
+    if loaded is None or loaded.kind != regions.head:
+        if loaded is not None:
+            logger.warning("a new %s takes the place of the %s of the source", regions.head, loaded.kind)
+        model.region_head = build_region_head(regions.head, model, regions.settings)
+        return
+    settings = {**dataclasses.asdict(loaded.config), **regions.settings}
+    model.region_head = build_region_head(regions.head, model, settings)
+    try:
+        model.region_head.load_state_dict(loaded.state_dict())
+    except RuntimeError:
+        raise ValueError(
+            f"regions.settings={regions.settings} do not fit the {loaded.kind} of the source, which has "
+            f"{dataclasses.asdict(loaded.config)}"
+        ) from None
 
 
 def build_trainer(config: TrainConfig, model: DualEncoder, device: torch.device, num_steps: int) -> Trainer:
@@ -82,6 +117,9 @@ def build_trainer(config: TrainConfig, model: DualEncoder, device: torch.device,
         model=model,
         parallel=parallel,
         objective=objective,
+        region_objective=RegionObjective(contrastive=objective, config=config.regions)
+        if config.regions.is_trained
+        else None,
         optimizer=optimizer,
         scaler=torch.amp.GradScaler(device.type, enabled=config.precision == "fp16"),
         average=None if decay is None else optim.WeightAverage(model, decay),

@@ -13,6 +13,8 @@ from typing import Any, Literal
 from clipkit.augment import AugmentConfig
 from clipkit.suggestions import did_you_mean
 
+from .regions_config import RegionsConfig
+
 RETRIEVAL_METRICS = tuple(
     f"{direction}_{metric}"
     for direction in ("text_to_image", "image_to_text")
@@ -304,6 +306,7 @@ class TrainConfig:
     model: ModelConfig
     data: DataConfig
     loss: LossConfig = field(default_factory=LossConfig)
+    regions: RegionsConfig = field(default_factory=RegionsConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
@@ -331,6 +334,11 @@ class TrainConfig:
         _require(self.epochs is None or self.epochs > 0, f"epochs must be > 0, got {self.epochs}")
         _require(self.steps is None or self.steps >= 1, f"steps must be >= 1, got {self.steps}")
         _require(0 <= self.seed < 2**63, f"seed must be in [0, 2**63), got {self.seed}")
+        _require(
+            not (self.regions.is_trained and self.model.patch_dropout),
+            f"regions.head={self.regions.head} reads all patches of an image: model.patch_dropout must be 0, "
+            f"got {self.model.patch_dropout}",
+        )
 
 
 def to_dict(config: TrainConfig) -> dict[str, Any]:

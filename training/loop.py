@@ -79,6 +79,7 @@ class Run:
             "metrics": self.metrics,
             "samples_seen": self.samples_seen,
             "skipped": self.loader.skip_state(),
+            "lost_regions": self.loader.lost_regions_state(),
             "data": self.loader.fingerprint,
         }
 
@@ -116,7 +117,9 @@ def start(
     """Build everything and, after a checkpoint, put it in the state of its step."""
     model = build_model(config)
     state: dict[str, Any] = checkpoint.read_state(latest) if latest else {"step": 0}
-    loader = build_train_loader(config.data, model=model, seed=config.seed, start_step=state["step"])
+    loader = build_train_loader(
+        config.data, model=model, regions=config.regions, seed=config.seed, start_step=state["step"]
+    )
     trainer = build_trainer(config, model, device, num_steps(config, loader))
     trained = checkpoint.Trained(model=model, optimizer=trainer.optimizer, average=trainer.average)
     rng = RngState()
@@ -124,6 +127,7 @@ def start(
         rng = checkpoint.load(latest, trained)
         trainer.scaler.load_state_dict(state["grad_scaler"])
         loader.load_skip_state(state["skipped"])
+        loader.load_lost_regions_state(state.get("lost_regions", {}))
         run_dir.check_same_data(loader.fingerprint, state["data"], latest)
     best = state.get("best", {})
     evaluations = open_evaluations(config)
@@ -193,6 +197,7 @@ def report(run: Run, result: StepResult, meter: Meter) -> None:
             "logit_scale": result.logit_scale,
             "grad_norm": result.grad_norm,
             "lr": result.lr,
+            **result.figures,
             **rates,
         }
         run.log.log(run.step, values)
@@ -248,6 +253,8 @@ def finish(run: Run) -> None:
     if distributed.rank() == 0:
         reports = [run.loader.skip_report(), *run.evaluations.skip_reports.values()]
         counts = {name: found for report in reports for name, found in report.counts.items()}
+        lost = run.loader.lost_regions().counts.items()
+        counts |= {f"regions of {name}": found for name, found in lost if found}
         skipped = json.dumps(counts, indent=2)
         (run.config.output / SKIPPED_NAME).write_text(skipped, encoding="utf-8")
         print(SkipReport(counts, {}).summary())

@@ -20,6 +20,7 @@ from . import optim
 from .config import TrainConfig
 from .objective import Objective
 from .parallel import Parallel
+from .region_objective import IN_NATS, LossTerms, RegionObjective
 
 Batch = Mapping[str, Any]
 
@@ -38,6 +39,8 @@ class Trainer:
     model: DualEncoder
     parallel: Parallel
     objective: Objective
+    region_objective: RegionObjective | None
+    """In its place where regions are trained."""
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     average: optim.WeightAverage | None
@@ -55,6 +58,8 @@ class StepResult:
     """Exponentiated."""
     lr: float
     """Of the deepest layer."""
+    figures: dict[str, float]
+    """With regions: each loss, with its unit where it has one, and `regions_per_image`."""
 
 
 def train_step(trainer: Trainer, batch: Batch, step: int) -> StepResult:
@@ -62,7 +67,8 @@ def train_step(trainer: Trainer, batch: Batch, step: int) -> StepResult:
 
     Args:
         trainer: model, optimiser and settings.
-        batch: `image` (b, 3, h, w) uint8 and `text` (b, L) int64.
+        batch: `image` (b, 3, h, w) uint8 and `text` (b, L) int64; with regions `boxes`, `box_index` and
+            `region_text`.
         step: zero-based, for the schedule.
 
     Raises:
@@ -73,14 +79,15 @@ def train_step(trainer: Trainer, batch: Batch, step: int) -> StepResult:
     optim.set_lr(trainer.optimizer, lr)
     trainer.optimizer.zero_grad(set_to_none=True)
     buffers = {name: buffer.clone() for name, buffer in trainer.model.named_buffers()}
+    terms: list[LossTerms] = []
     loss, features = gradcache.backward(
         lambda chunk: encode(trainer, chunk),
         micro_batches(batch, config.data.micro_batch_size_per_rank),
-        lambda features: trainer.objective(features, batch["text"]),
+        lambda features: _total_loss(trainer, features, batch, terms),
         scale_loss=trainer.scaler.scale,
         no_sync=trainer.parallel.no_sync,
     )
-    mean_loss = float(all_reduce_mean(loss))
+    mean_loss, figures = _means(loss, terms)
     trainer.parallel.sync_replicated()
     trainer.scaler.unscale_(trainer.optimizer)
     grad_norm = float(optim.clip_grad_norm(trainer.model.parameters(), config.optim.grad_clip_norm))
@@ -89,7 +96,39 @@ def train_step(trainer: Trainer, batch: Batch, step: int) -> StepResult:
         _restore_buffers(trainer.model, buffers)
         raise NonFiniteLossError(f"at step {step + 1} the loss is {mean_loss}, its gradient norm {grad_norm}")
     update(trainer, is_overflow=is_overflow)
-    return StepResult(loss=mean_loss, grad_norm=grad_norm, logit_scale=float(features["logit_scale"]), lr=lr)
+    return StepResult(
+        loss=mean_loss,
+        grad_norm=grad_norm,
+        logit_scale=float(features["logit_scale"]),
+        lr=lr,
+        figures=figures,
+    )
+
+
+def _total_loss(
+    trainer: Trainer, features: Mapping[str, Tensor], batch: Batch, terms: list[LossTerms]
+) -> Tensor:
+    """The loss of this rank; with regions its terms are left in `terms`."""
+    if trainer.region_objective is None:
+        return trainer.objective(features, batch["text"])
+    assert trainer.model.region_head is not None
+    terms.append(trainer.region_objective(features, batch, trainer.model.region_head))
+    return terms[-1].total()
+
+
+def _means(loss: Tensor, terms: list[LossTerms]) -> tuple[float, dict[str, float]]:
+    """The loss and the figures of its terms, averaged over ranks."""
+    if not terms:
+        return float(all_reduce_mean(loss)), {}
+    (found,) = terms
+    named = {
+        f"loss_{name}_nats" if name in IN_NATS else f"loss_{name}": value
+        for name, value in found.losses.items()
+    }
+    named |= found.figures
+    values = all_reduce_mean(torch.stack([loss, *(value.detach().float() for value in named.values())]))
+    mean_loss, *means = values.tolist()
+    return mean_loss, dict(zip(named, means, strict=True))
 
 
 def update(trainer: Trainer, *, is_overflow: bool) -> None:
@@ -114,11 +153,20 @@ def encode(trainer: Trainer, chunk: Batch) -> dict[str, Tensor]:
     """Named features of a micro-batch: L2-normalised, with the scalars of the loss."""
     # Convolutions are up to 1.5 x as fast on channels-last images; the layout carries through the tower.
     image = chunk["image"].to(trainer.device, non_blocking=True, memory_format=torch.channels_last)
-    # Cut here, on the CPU: wrappers move their inputs to the device, where looking at them would wait.
-    num_columns = needed_columns(trainer.model.model, chunk["text"])
-    text = chunk["text"][:, :num_columns].to(trainer.device, non_blocking=True)
+    inputs = {"image": image, "text": _tokens(trainer, chunk["text"])}
+    if trainer.region_objective is not None:
+        inputs |= {name: chunk[name].to(trainer.device, non_blocking=True) for name in ("boxes", "box_index")}
+        inputs["region_text"] = _tokens(trainer, chunk["region_text"])
     with autocast(trainer):
-        return trainer.parallel.forward(image, text)
+        return trainer.parallel.forward(**inputs)
+
+
+def _tokens(trainer: Trainer, text: Tensor) -> Tensor:
+    """Tokens on the device, cut to the columns that count.
+
+    Cut here, on the CPU: wrappers move their inputs to the device, where looking at them would wait.
+    """
+    return text[:, : needed_columns(trainer.model.model, text)].to(trainer.device, non_blocking=True)
 
 
 def autocast(trainer: Trainer) -> torch.autocast:
@@ -126,11 +174,22 @@ def autocast(trainer: Trainer) -> torch.autocast:
     return autocast_of(trainer.config.precision, trainer.device)
 
 
+_OF_REGIONS = ("boxes", "box_index", "region_text")
+
+
 def micro_batches(batch: Batch, size: int | None) -> list[Batch]:
-    """A batch in consecutive parts of `size` rows."""
+    """A batch in consecutive parts of `size` images, each with its own regions."""
     num_rows = batch["image"].shape[0]
-    size = size or num_rows
-    return [
-        {name: rows[start : start + size] for name, rows in batch.items()}
-        for start in range(0, num_rows, size)
-    ]
+    if size is None or size == num_rows:
+        return [batch]
+    parts: list[Batch] = []
+    for start in range(0, num_rows, size):
+        part: dict[str, Any] = {
+            name: rows[start : start + size] for name, rows in batch.items() if name not in _OF_REGIONS
+        }
+        if "box_index" in batch:
+            first, last = torch.searchsorted(batch["box_index"], torch.tensor([start, start + size])).tolist()
+            part |= {name: batch[name][first:last] for name in _OF_REGIONS}
+            part["box_index"] = part["box_index"] - start
+        parts.append(part)
+    return parts

@@ -12,10 +12,13 @@ import torch
 from torch import Tensor
 
 from clipkit.data.order import SampleOrder, stateless_hash
-from clipkit.data.problems import SampleError, describe_counts
+from clipkit.data.problems import Problems, SampleError, describe_counts
+from clipkit.data.regions import SampleRegions
 from clipkit.data.samples import Source
 from clipkit.data.skips import Skip
 from clipkit.images import ImageError, decode_pixels
+
+from .regions import LostRegions, RegionSampler, collate
 
 MAX_REDRAWS = 1_000
 _CAPTION, _TRANSFORM = -1, -2  # purposes of a hash, beside the redraws 1, 2, ...
@@ -41,10 +44,20 @@ class BatchPlan:
         return self.batch_size_per_rank * self.world_size
 
 
+class Made(NamedTuple):
+    """A batch, and what was left out of it."""
+
+    batch: dict[str, Any]
+    skips: list[Skip]
+    """Unusable samples that this process met for the first time."""
+    lost_regions: LostRegions
+
+
 class _Prepared(NamedTuple):
     image: Tensor
     caption: str
     key: str
+    regions: SampleRegions | None
 
 
 class TrainBatches:
@@ -63,42 +76,51 @@ class TrainBatches:
         *,
         tokenizer: Tokenizer,
         transform: Callable[[Tensor], Tensor],
+        regions: RegionSampler | None = None,
     ) -> None:
         self._sources = tuple(sources)
         self._order = order
         self._plan = plan
         self._tokenizer = tokenizer
         self._transform = transform
+        self._regions = regions
         self._bad: list[dict[int, str]] = [{} for _ in sources]
         """For each source, why the samples found unusable are."""
 
-    def __getitem__(self, step: int) -> tuple[dict[str, Any], list[Skip]]:
-        """The batch and the unusable samples that were met for the first time (by this process)."""
+    def __getitem__(self, step: int) -> Made:
+        """The batch of a step."""
         total = self._plan.batch_size_total
         epoch, number = divmod(step, self._order.num_samples_per_epoch // total)
         first = number * total + self._plan.rank * self._plan.batch_size_per_rank
         skips: list[Skip] = []
+        lost: dict[str, Problems] = {}
         with _borrowed_generator():
             positions = range(first, first + self._plan.batch_size_per_rank)
-            prepared = [self._draw(epoch, position, skips) for position in positions]
+            prepared = [self._draw(epoch, position, skips, lost) for position in positions]
         batch = {
             "image": torch.stack([one.image for one in prepared]),
             "text": self._tokenizer([one.caption for one in prepared]),
             "key": [one.key for one in prepared],
         }
-        return batch, skips
+        regions = [one.regions for one in prepared if one.regions is not None]
+        if regions:
+            batch |= collate(regions, self._tokenizer)
+        return Made(batch, skips, lost)
 
-    def _draw(self, epoch: int, position: int, skips: list[Skip]) -> _Prepared:
+    def _draw(self, epoch: int, position: int, skips: list[Skip], lost: dict[str, Problems]) -> _Prepared:
         number, sample = self._order.place(epoch, position)
         source = self._sources[number]
         for attempt in range(1, MAX_REDRAWS + 1):
             if sample not in self._bad[number]:
                 try:
-                    return self._prepare(source, sample, epoch, position)
+                    prepared = self._prepare(source, sample, epoch, position)
                 except (SampleError, ImageError) as error:
                     self._bad[number][sample] = error.reason
                     skips.append(Skip(source.name, sample, error.reason, source.where(sample)))
                     self._check_any_left(number)
+                else:
+                    self._count_lost(source, sample, prepared.regions, lost)
+                    return prepared
             sample = stateless_hash(self._plan.seed, epoch, position, attempt) % len(source)
         raise ValueError(
             f"{MAX_REDRAWS:,} samples drawn in a row from source {source.name!r} were unusable "
@@ -110,10 +132,24 @@ class TrainBatches:
         pixels = decode_pixels(raw.image)
         seed = self._plan.seed
         torch.default_generator.manual_seed(stateless_hash(seed, epoch, position, _TRANSFORM))
+        if self._regions is None:
+            image, regions = self._transform(pixels), None
+        else:
+            image, regions = self._regions.prepare(pixels, raw.fields, epoch, position)
         chance = stateless_hash(seed, epoch, position, _CAPTION)
-        return _Prepared(
-            self._transform(pixels), choose_caption(raw.captions, self._plan.captions, chance), raw.key
-        )
+        caption = choose_caption(raw.captions, self._plan.captions, chance)
+        return _Prepared(image, caption, raw.key, regions)
+
+    @staticmethod
+    def _count_lost(
+        source: Source, sample: int, regions: SampleRegions | None, lost: dict[str, Problems]
+    ) -> None:
+        if regions is None or not regions.lost:
+            return
+        found = lost.setdefault(source.name, Problems())
+        where = source.where(sample) + (f": {regions.hint}" if regions.hint else "")
+        for reason, count in regions.lost.items():
+            found.add(reason, [where], count)
 
     def _check_any_left(self, number: int) -> None:
         source = self._sources[number]
