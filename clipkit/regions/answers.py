@@ -34,7 +34,7 @@ def training_rows(
 ) -> dict[str, Tensor]:
     """What the losses of the region head need of a batch; see `RegionHead.forward`."""
     regions = RegionBatch(boxes=boxes, box_index=box_index, phrase_features=phrase_features)
-    rows: dict[str, Tensor] = region_head_of(model)(seen.tokens[0], _grid(seen), regions)
+    rows: dict[str, Tensor] = region_head_of(model)(seen.tokens[0], grid_of(seen), regions)
     return rows
 
 
@@ -55,7 +55,7 @@ def encode_regions(model: DualEncoder, seen: TowerOutput, boxes: Tensor, box_ind
     """
     device = seen.tokens[0].device
     return region_head_of(model).encode_regions(
-        seen.tokens[0], _grid(seen), boxes.to(device), box_index.to(device)
+        seen.tokens[0], grid_of(seen), boxes.to(device), box_index.to(device)
     )
 
 
@@ -83,9 +83,10 @@ def ground(model: DualEncoder, images: Tensor, phrases: Sequence[str], index: Te
     if index is None:
         index = torch.arange(len(images)).repeat_interleave(len(phrases))
         phrase_features = phrase_features.repeat(len(images), 1)
-    return head.ground(seen.tokens[0], _grid(seen), phrase_features, index.to(device))
+    return head.ground(seen.tokens[0], grid_of(seen), phrase_features, index.to(device))
 
 
-def _grid(seen: TowerOutput) -> tuple[int, int]:
+def grid_of(seen: TowerOutput) -> tuple[int, int]:
+    """(rows, columns) of the tokens of images."""
     assert seen.grid is not None  # texts alone have none
     return seen.grid
