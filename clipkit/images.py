@@ -73,6 +73,24 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
             raise ImageError(CORRUPT_IMAGE, f"{error}") from error
 
 
+def image_size(data: bytes) -> tuple[int, int]:
+    """(height, width) of an image file in pixels, read from its head alone.
+
+    Raises:
+        ImageError: it is empty, or no image.
+    """
+    if not data:
+        raise ImageError(EMPTY_FILE)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            with Image.open(io.BytesIO(data), formats=_formats()) as image:
+                return image.height, image.width
+        except Exception as error:  # as in `decode_image`
+            is_damaged = data.startswith(_MAGIC)
+            raise ImageError(CORRUPT_IMAGE if is_damaged else NOT_AN_IMAGE, f"{error}") from error
+
+
 def decode_pixels(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Tensor:
     """Decode a whole image file to RGB pixels; grey and colour JPEGs take a path without Pillow, 3 x as fast.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -91,3 +92,30 @@ def loss_of_nothing() -> tuple[float, list[float]]:
     loss = region_loss(features, texts, scale)
     loss.backward()
     return float(loss), [float(part.grad.sum()) for part in (features, texts, scale)]
+
+
+def answers_of_rank(files: list[str]) -> dict[str, np.ndarray]:
+    """Features of boxes and grounded phrases of some images, as this rank has them."""
+    from clipkit.zeroshot.region_encoder import RegionEncoder
+    from clipkit.zeroshot.region_source import GROUNDED, HEAD, Asked, RegionSource
+    from region_shards import random_model
+
+    from clipkit.data.image_files import ImageFiles
+    from clipkit.data.prompted_images import Region
+
+    boxes = [(0.1, 0.1, 0.6, 0.7), (0.3, 0.0, 1.0, 0.5), (0.0, 0.5, 0.5, 1.0)]
+    asked = [
+        Asked(boxes=tuple(map(Region, boxes[: number % 4])), phrases=("red", "blue")[: number % 3])
+        for number in range(len(files))
+    ]
+    source = RegionSource(
+        ImageFiles([Path(name) for name in files]), range(len(files)), asked, wanted=(HEAD, GROUNDED)
+    )
+    encoded, found = RegionEncoder(random_model("prompter"), None).regions(source, batch_size=2)
+    parts = {
+        "index": encoded.index,
+        "images": encoded.features,
+        "features": torch.cat([image.features[HEAD] for image in found.images]),
+        "grounded": torch.cat([image.grounded for image in found.images if image.grounded is not None]),
+    }
+    return {name: part.numpy() for name, part in parts.items()}

@@ -100,7 +100,7 @@ class Encoder:
             computed = dict(zip(new, F.normalize(encoded, dim=-1), strict=True))
             self._keep(computed)
             known |= computed
-        return _stack([known[key] for key in keys], self.model.embed_dim)
+        return stack_rows([known[key] for key in keys], self.model.embed_dim)
 
     @torch.inference_mode()
     def images(
@@ -119,12 +119,16 @@ class Encoder:
             num_workers: processes that decode.
             progress: called with the number of images that are done, over all ranks about.
         """
-        step = batch_size * world_size()
-        starts = range(rank() * batch_size, len(source), step)
-        own = [n for start in starts for n in range(start, min(start + batch_size, len(source)))]
+        own = self.own_numbers(len(source), batch_size)
         stride = world_size()
         part = self._own_images(source, own, batch_size, num_workers, lambda count: progress(count * stride))
-        return _gathered(part)
+        return gathered(part)
+
+    @staticmethod
+    def own_numbers(num_images: int, batch_size: int) -> list[int]:
+        """This rank's share of the images of a source, batch by batch."""
+        starts = range(rank() * batch_size, num_images, batch_size * world_size())
+        return [n for start in starts for n in range(start, min(start + batch_size, num_images))]
 
     def _own_images(
         self, source: Source, numbers: Sequence[int], batch_size: int, num_workers: int, progress: Progress
@@ -150,7 +154,7 @@ class Encoder:
         unreadable |= {number: reasons[key] for number, key in keys.items() if key not in known}
         readable = [number for number, key in keys.items() if key in known]
         return EncodedImages(
-            features=_stack([known[keys[number]] for number in readable], self.model.embed_dim),
+            features=stack_rows([known[keys[number]] for number in readable], self.model.embed_dim),
             index=torch.tensor(readable, dtype=torch.int64),
             samples=tuple(samples[number] for number in readable),
             unreadable=dict(sorted(unreadable.items())),
@@ -194,7 +198,7 @@ def _read(
     return keys, samples, unreadable
 
 
-def _gathered(part: EncodedImages) -> EncodedImages:
+def gathered(part: EncodedImages) -> EncodedImages:
     """The parts of all ranks as one, in the order of the source."""
     if world_size() == 1:
         return part
@@ -211,5 +215,6 @@ def _gathered(part: EncodedImages) -> EncodedImages:
     )
 
 
-def _stack(rows: Sequence[Tensor], embed_dim: int) -> Tensor:
+def stack_rows(rows: Sequence[Tensor], embed_dim: int) -> Tensor:
+    """(N, D), of no rows too."""
     return torch.stack(list(rows)) if rows else torch.empty(0, embed_dim)

@@ -15,9 +15,12 @@ from clipkit.console import progress
 from clipkit.data.samples import Source
 from clipkit.distributed import all_gather_objects, rank
 from clipkit.feature_cache import FeatureCache
+from clipkit.regions.heads import head_id
 
 from .encoder import EncodedImages, Encoder
 from .intervals import mean_interval
+from .region_encoder import RegionEncoder
+from .region_source import RegionSet, RegionSource
 from .results import (
     ModelName,
     Result,
@@ -83,7 +86,7 @@ def run_model(
     model = clipkit.load(name, device=options.device)
     named = name_model(name, model.model_id)
     cache = FeatureCache.of_model(named.model_id, model.embed_dim) if options.with_cache else None
-    encoder = Encoder(model, cache, precision=options.precision)
+    encoder = RegionEncoder(model, cache, precision=options.precision)
     for entry in entries:
         yield _run_entry(entry, sources[entry.name], encoder, named, options)
 
@@ -100,10 +103,14 @@ def name_model(source: str, model_id: str) -> ModelName:
 
 
 def _run_entry(
-    entry: Entry, sources: Mapping[str, Source], encoder: Encoder, named: ModelName, options: RunOptions
+    entry: Entry,
+    sources: Mapping[str, Source],
+    encoder: RegionEncoder,
+    named: ModelName,
+    options: RunOptions,
 ) -> Result:
     sizes = {name: len(source) for name, source in sources.items()}
-    stamp = fingerprint(entry.describe(), sizes, named.model_id, options.precision)
+    stamp = fingerprint(entry.describe(), sizes, _answering_id(sources, encoder, named), options.precision)
     path = options.output / result_name(entry.name, named, entry.language, entry.task)
     # Rank 0 decides, because folders need not be shared.
     own = None if options.overwrite or rank() else find_result(path, stamp)
@@ -111,13 +118,18 @@ def _run_entry(
     if found is not None:
         return found
     show = rank() == 0 and not options.quiet
-    encoded = {
-        name: _encode_images(entry.name, source, encoder, options, show) for name, source in sources.items()
-    }
+    encoded: dict[str, EncodedImages] = {}
+    regions: dict[str, RegionSet] = {}
+    for name, source in sources.items():
+        if isinstance(source, RegionSource):
+            encoded[name], regions[name] = _encode_regions(entry.name, source, encoder, options, show)
+        else:
+            encoded[name] = _encode_images(entry.name, source, encoder, options, show)
     features = Features(
         images={name: _image_set(source, encoded[name]) for name, source in sources.items()},
         texts=partial(_encode_texts, entry.name, encoder, show),
         logit_scale=float(encoder.model.logit_scale.detach().exp()),
+        regions=regions,
     )
     try:
         measurement = entry.settings.measure(features)
@@ -146,6 +158,23 @@ def _encode_images(
         return encoder.images(
             source, batch_size=options.batch_size, num_workers=options.num_workers, progress=meter.advance
         )
+
+
+def _encode_regions(
+    title: str, source: RegionSource, encoder: RegionEncoder, options: RunOptions, show: bool
+) -> tuple[EncodedImages, RegionSet]:
+    with progress(f"{title}: regions of images", len(source), show=show) as meter:
+        return encoder.regions(
+            source, batch_size=options.batch_size, num_workers=options.num_workers, progress=meter.advance
+        )
+
+
+def _answering_id(sources: Mapping[str, Source], encoder: RegionEncoder, named: ModelName) -> str:
+    """The model id; where regions are asked about, with that of the region head, which is no part of it."""
+    head = encoder.model.region_head
+    if head is None or not any(isinstance(source, RegionSource) for source in sources.values()):
+        return named.model_id
+    return f"{named.model_id}/{head_id(head)}"
 
 
 def _encode_texts(title: str, encoder: Encoder, show: bool, texts: Sequence[str]) -> Tensor:

@@ -24,6 +24,10 @@ from .tasks.multilingual import Multilingual
 from .tasks.multiple_choice import MultipleChoice
 from .tasks.paired import MmvpVlm, Winoground
 from .tasks.referring import Referring
+from .tasks.region_boxes import RegionBoxes
+from .tasks.region_grounding import RegionGrounding
+from .tasks.region_recognition import RegionRecognition
+from .tasks.region_retrieval import RegionRetrieval
 from .tasks.retrieval import ZeroshotRetrieval
 from .tasks.robustness import Robustness
 
@@ -37,6 +41,10 @@ TASKS: dict[str, type[Task]] = {
     "mmvp_vlm": MmvpVlm,
     "multiple_choice": MultipleChoice,
     "multilingual": Multilingual,
+    "region_recognition": RegionRecognition,
+    "region_retrieval": RegionRetrieval,
+    "region_grounding": RegionGrounding,
+    "region_boxes": RegionBoxes,
     "referring": Referring,
     "robustness": Robustness,
     "diagnostics": Diagnostics,

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from clipkit.heads.files import head_names, read_stored, restoring, write_tensors
+from clipkit.model_id import model_id
 from clipkit.regions.base import RegionHead
 from clipkit.suggestions import did_you_mean
 
@@ -69,6 +70,12 @@ def token_width(model: DualEncoder) -> int:
         return model.tokens(blank).tokens[0].shape[-1]
     finally:
         model.train(was_training)
+
+
+def head_id(head: RegionHead) -> str:
+    """sha256 (hex) of a head's weights and settings, which the id of its model leaves out."""
+    facts = {"kind": head.kind, "config": dataclasses.asdict(head.config)}
+    return model_id(sorted(head.state_dict().items()), model_cfg=facts, preprocess_cfg={}, tokenizer={})
 
 
 def write_region_head(

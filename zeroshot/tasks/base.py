@@ -12,6 +12,8 @@ from torch import Tensor
 
 from clipkit.data.samples import RawSample, Source
 
+from ..region_source import RegionSet
+
 TextFeatures = Callable[[Sequence[str]], Tensor]
 """T texts -> (T, D) fp32 on the CPU, rows L2-normalised."""
 
@@ -57,6 +59,8 @@ class Features:
     texts: TextFeatures
     logit_scale: float
     """Inverse temperature of the model's softmax, exponentiated."""
+    regions: Mapping[str, RegionSet] = field(default_factory=dict)
+    """Of the sources that are a `RegionSource`, by the same names; image by image as in `images`."""
 
     @property
     def only(self) -> ImageSet:

@@ -1,9 +1,10 @@
-"""Referring expressions: which of the candidate regions a text means, by visual prompts."""
+"""Referring expressions: which of the candidate regions a text means, by several features of regions."""
 
 from __future__ import annotations
 
+import itertools
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
@@ -15,19 +16,24 @@ from clipkit.data.prompted_images import PromptedImages, Region, RegionPrompt
 from clipkit.data.samples import Source
 from clipkit.visual_prompts import KINDS
 
+from ..region_source import HEAD, TOKENS, Asked, RegionSource
 from .base import Features, Measurement, Table, Task
 from .referring_files import Question, Questions, read_questions
 
 _ENSEMBLE = "all together"
+_OWN = {"region": HEAD, "tokens": TOKENS}
+"""Kinds that need no prompted image: features of the region in its whole image."""
+_PROMPTED, _WHOLE = "regions", "images"
+"""Names of the sources."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Referring(Task):
     """Accuracy of the region with the highest score (ReCLIP, arXiv:2204.05991; FGVP, arXiv:2306.04356).
 
-    A region's score is the logit of its prompted image and the expression, summed over the kinds of prompts,
-    less its mean with random expressions of the data set, which takes away what regions have that match
-    everything.
+    A region's score is the logit of its prompted image, or of its features in the whole image, and the
+    expression, summed over the kinds, less its mean with random expressions of the data set, which takes away
+    what regions have that match everything.
     """
 
     summary: ClassVar[str] = "referring expressions: the region that a text means, by visual prompts"
@@ -39,7 +45,8 @@ class Referring(Task):
     proposals: str = ""
     """Detections in ReCLIP's form, in place of the annotated boxes."""
     kinds: tuple[str, ...] = ("crop", "blur_reverse")
-    """Visual prompts: crop, box, circle, blur_reverse, grey_reverse."""
+    """Visual prompts: crop, box, circle, blur_reverse, grey_reverse; and from the whole image region, the
+    model's region head, and tokens, RoIAlign on the tower's own tokens."""
     sigma: float = 100.0
     """Standard deviation of the blur, in pixels of the stored image."""
     prompt: str = "a photo of {d}"
@@ -50,10 +57,11 @@ class Referring(Task):
     """Of the draw of these."""
 
     def __post_init__(self) -> None:
-        unknown = [kind for kind in self.kinds if kind not in KINDS]
+        known = (*KINDS, *_OWN)
+        unknown = [kind for kind in self.kinds if kind not in known]
         if unknown or not self.kinds or len(set(self.kinds)) < len(self.kinds):
             raise ValueError(
-                f"kinds must be some of {', '.join(KINDS)}, each once, got {', '.join(self.kinds) or 'none'}"
+                f"kinds must be some of {', '.join(known)}, each once, got {', '.join(self.kinds) or 'none'}"
             )
         if "{d}" not in self.prompt:
             raise ValueError(f"prompt needs {{d}} where the expression goes, got {self.prompt!r}")
@@ -67,13 +75,23 @@ class Referring(Task):
         return read_questions(self.data, images=self.images, proposals=self.proposals)
 
     @cached_property
+    def _of_image(self) -> dict[int, dict[Region, None]]:
+        """The regions that are asked for of each image."""
+        found: dict[int, dict[Region, None]] = {}
+        for question in self._data.questions:
+            found.setdefault(question.image, {}).update(dict.fromkeys(question.candidates))
+        return found
+
+    @cached_property
     def _regions(self) -> dict[tuple[int, Region], int]:
         """A number for each region of each image, image by image; one that is asked for often has one."""
-        of_image: dict[int, dict[Region, None]] = {}
-        for question in self._data.questions:
-            of_image.setdefault(question.image, {}).update(dict.fromkeys(question.candidates))
-        pairs = [(image, region) for image, regions in of_image.items() for region in regions]
+        pairs = [(image, region) for image, regions in self._of_image.items() for region in regions]
         return {pair: number for number, pair in enumerate(pairs)}
+
+    @property
+    def _prompted(self) -> tuple[str, ...]:
+        """The kinds that show a prompted image to the tower."""
+        return tuple(kind for kind in self.kinds if kind not in _OWN)
 
     def sources(self) -> dict[str, Source]:
         """See `Task`. The json members of shards are read."""
@@ -81,21 +99,28 @@ class Referring(Task):
         number, last = 0, -1
         for image, region in self._regions:
             number, last = (number + 1 if image == last else 0), image
-            prompts += [RegionPrompt(image, number, region, kind) for kind in self.kinds]
-        return {"regions": PromptedImages(self._data.source, prompts, sigma=self.sigma)}
+            prompts += [RegionPrompt(image, number, region, kind) for kind in self._prompted]
+        found: dict[str, Source] = {}
+        if self._prompted:
+            found[_PROMPTED] = PromptedImages(self._data.source, prompts, sigma=self.sigma)
+        wanted = [_OWN[kind] for kind in self.kinds if kind in _OWN]
+        if wanted:
+            asked = [Asked(boxes=tuple(regions)) for regions in self._of_image.values()]
+            found[_WHOLE] = RegionSource(self._data.source, list(self._of_image), asked, wanted=wanted)
+        return found
 
     def measure(self, features: Features) -> Measurement:
         """See `Task`."""
-        rows = {sample.fields["prompt"]: row for row, sample in enumerate(features.only.samples)}
-        found = [(question, self._rows(question, rows)) for question in self._data.questions]
-        usable = [(question, places) for question, places in found if places is not None]
+        of_region = self._region_features(features)
+        found = [(question, self._candidates(question, of_region)) for question in self._data.questions]
+        usable = [(question, rows) for question, rows in found if rows is not None]
         num_left_out = len(self._data.questions) - len(usable)
         if not usable:
-            raise ValueError("no question has all its candidates: none of the prompted images can be used")
+            raise ValueError("no question has all its candidates: none of the images can be used")
         texts = self._texts(features, [question for question, _ in usable])
         bank = self._bank(features)
         outcomes = {
-            subtracted: self._outcomes(features, usable, texts, bank if subtracted else None)
+            subtracted: self._outcomes(features.logit_scale, usable, texts, bank if subtracted else None)
             for subtracted in ((True, False) if self.subtract else (False,))
         }
         final = outcomes[bool(self.subtract)]
@@ -113,12 +138,33 @@ class Referring(Task):
             notes=self._notes([question for question, _ in usable], num_left_out),
         )
 
-    def _rows(self, question: Question, rows: dict[int, int]) -> Tensor | None:
-        """(kinds, candidates) rows of the features, None where an image is missing."""
+    def _region_features(self, features: Features) -> dict[tuple[str, int], Tensor]:
+        """(D,) by kind and number of the region; without those of images and regions that cannot be used."""
+        found: dict[tuple[str, int], Tensor] = {}
+        if self._prompted:
+            images = features.images[_PROMPTED]
+            for sample, feature in zip(images.samples, images.features, strict=True):
+                number, column = divmod(sample.fields["prompt"], len(self._prompted))
+                found[self._prompted[column], number] = feature
+        if _WHOLE not in features.regions:
+            return found
+        answers = features.regions[_WHOLE]
+        if answers.lacking:
+            raise ValueError("; ".join(dict.fromkeys(answers.lacking.values())))
+        starts = [0, *itertools.accumulate(map(len, self._of_image.values()))]
+        for place, answer in zip(answers.index.tolist(), answers.images, strict=True):
+            for kind in (kind for kind in self.kinds if kind in _OWN):
+                for row, feature in zip(answer.kept.tolist(), answer.features[_OWN[kind]], strict=True):
+                    found[kind, starts[place] + row] = feature
+        return found
+
+    def _candidates(self, question: Question, of_region: Mapping[tuple[str, int], Tensor]) -> Tensor | None:
+        """(kinds, candidates, D) features, None where one is missing."""
         numbers = [self._regions[question.image, region] for region in question.candidates]
-        num_kinds = len(self.kinds)
-        found = [[rows.get(number * num_kinds + column) for number in numbers] for column in range(num_kinds)]
-        return None if any(row is None for line in found for row in line) else torch.tensor(found)
+        keys = [(kind, number) for kind in self.kinds for number in numbers]
+        if not all(key in of_region for key in keys):
+            return None
+        return torch.stack([of_region[key] for key in keys]).reshape(len(self.kinds), len(numbers), -1)
 
     def _texts(self, features: Features, questions: Sequence[Question]) -> Tensor:
         texts = [text for question in questions for text in question.expressions]
@@ -134,17 +180,17 @@ class Referring(Task):
 
     def _outcomes(
         self,
-        features: Features,
+        logit_scale: float,
         usable: Sequence[tuple[Question, Tensor]],
         texts: Tensor,
         bank: Tensor | None,
     ) -> Tensor:
         """(kinds and the ensemble, expressions) fp64: 1 where the best candidate is right."""
-        directions = (texts if bank is None else texts - bank) * features.logit_scale
+        directions = (texts if bank is None else texts - bank) * logit_scale
         lengths = [len(question.expressions) for question, _ in usable]
         parts = []
-        for (question, rows), own in zip(usable, torch.split(directions, lengths), strict=True):
-            logits = features.only.features[rows] @ own.T
+        for (question, candidates), own in zip(usable, torch.split(directions, lengths), strict=True):
+            logits = candidates @ own.T
             scores = torch.cat([logits, logits.sum(dim=0, keepdim=True)])
             is_right = torch.zeros(len(question.candidates), dtype=torch.bool)
             is_right[list(question.right)] = True
