@@ -32,15 +32,18 @@ class Answer:
     """The best first."""
     explanations: tuple[ClassExplanation, ...]
     """Of the best and the runner-up, if asked for."""
+    box: tuple[float, ...] | None = None
+    """x0, y0, x1, y1 as they were given, where the answer is about a part of the picture."""
 
     def to_json(self) -> dict[str, Any]:
-        """JSON-ready values."""
-        return asdict(self)
+        """JSON-ready values; `box` only where there is one."""
+        return {name: value for name, value in asdict(self).items() if (name, value) != ("box", None)}
 
     def to_text(self) -> str:
         """A line, and below it what speaks for the best two classes."""
         best = (f"{one.class_name} {100 * one.probability:.1f} %" for one in self.predictions)
-        lines = [f"{self.path}  {'  '.join(best)}"]
+        place = "" if self.box is None else f"  [{', '.join(f'{edge:g}' for edge in self.box)}]"
+        lines = [f"{self.path}{place}  {'  '.join(best)}"]
         for reason in self.explanations:
             lines.append(f"  {reason.score:.3f}  {reason.class_name}")
             lines += [f"    {cosine:.3f}  {text}" for text, cosine in reason.descriptors]
@@ -56,7 +59,7 @@ def answers(
     top: int,
     with_explanations: bool,
 ) -> Iterator[Answer]:
-    """Answers in the order of the images.
+    """Answers in the order of the images, or of parts of them.
 
     Args:
         classifier: with C classes.

@@ -5,26 +5,18 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App, Parameter
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from clipkit.data.image_files import ImageFiles
-    from clipkit.dual_encoder import DualEncoder
-    from clipkit.feature_cache import FeatureCache
 
     from .answers import Answer
-    from .classifier import Classifier, PromptSet
-    from .encoder import EncodedImages, Encoder
-
-    Answers = Callable[[Tensor, list[str]], Iterator[Answer]]
+    from .questions import Found
 
 app = App(
     name="classify",
@@ -51,6 +43,13 @@ class ClassifyOptions:
     """A JSON file `{class: [descriptor, ...]}`; its classes, unless others are named."""
     templates: str | None = None
     """For names: `openai`, `openai-simple`, or a file; for descriptions: one prompt with `{c}` and `{d}`."""
+    boxes: Path | None = None
+    """Ask about boxes of the pictures instead of whole ones, by the model's region head: a JSON file `{image:
+    [[x0, y0, x1, y1], ...]}`, in fractions of the image if no number exceeds 1, else in pixels; or COCO's
+    instances. Without paths, the pictures are those of the file."""
+    image_weight: float | None = None
+    """With descriptions and a model with a query decoder (GRAIN): how much the whole picture counts, 0 to 1.
+    The rest is the mean over the regions that queries found, each with the descriptor that fits it best."""
     top: int = 5
     """Classes shown for each picture."""
     explain: bool = False
@@ -78,6 +77,7 @@ class ClassifyOptions:
             raise ValueError(
                 "give the classes: --classes a,b,c, --classes-file FILE, --descriptions FILE or --head HEAD"
             )
+        self._check_regions()
         for name in ("top", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
@@ -102,6 +102,24 @@ class ClassifyOptions:
                 f"scores of head {self.head!r} are not made of prompts: leave out --explain and --cards"
             )
 
+    def _check_regions(self) -> None:
+        """What does not go with answers about parts of pictures."""
+        if self.boxes is not None:
+            if self.has_head_of_model:
+                raise ValueError(f"head {self.head!r} answers about whole pictures: leave out --boxes")
+            if self.cards is not None:
+                raise ValueError("--cards draws whole pictures: leave it out, or --boxes")
+        if self.image_weight is None:
+            return
+        if not 0 <= self.image_weight <= 1:
+            raise ValueError(f"--image-weight must be from 0 to 1, got {self.image_weight}")
+        if self.descriptions is None:
+            raise ValueError("--image-weight needs --descriptions, with which regions are compared")
+        if self.boxes is not None or self.explain or self.cards is not None:
+            raise ValueError(
+                "--image-weight mixes pictures and their regions: leave out --boxes, --explain and --cards"
+            )
+
 
 @app.default
 def classify(
@@ -119,82 +137,35 @@ def classify(
     Returns:
         1 where a picture could not be read, else 0.
     """
-    import clipkit
     from clipkit.console import progress
-    from clipkit.data.image_files import ImageFiles, find_images
-    from clipkit.feature_cache import FeatureCache
 
-    prompt_set = None if options.head is not None else _prompt_set(options)
+    from .classify_setup import build_question, open_files, read_prompts
+    from .questions import Asking
+
+    prompt_set = read_prompts(options)
     if options.cards is not None:
         options.cards.mkdir(parents=True, exist_ok=True)
-    files = ImageFiles(find_images(_places(paths)))
-    model = clipkit.load(options.model)
-    cache = None if options.no_cache else FeatureCache.of_model(model.model_id, model.embed_dim)
-    if options.has_head_of_model:
-        encoder, answer_all = _with_head(model, cache, options)
-    else:
-        encoder, answer_all = _with_prompts(model, cache, prompt_set, options)
-    began = time.perf_counter()
-    with progress("pictures", len(files)) as meter:
-        images = encoder.images(
-            files, batch_size=options.batch_size, num_workers=options.num_workers, progress=meter.advance
-        )
-    seconds = time.perf_counter() - began
-    for answer in answer_all(images.features, [str(files.paths[number]) for number in images.index.tolist()]):
-        print(_shown(answer, options))
-    _report(files, images, seconds)
-    if options.cards is not None:
-        print(f"{len(images.index)} cards in {options.cards}", file=sys.stderr)
-    return 1 if images.unreadable else 0
-
-
-def _with_prompts(
-    model: DualEncoder, cache: FeatureCache | None, prompt_set: PromptSet | None, options: ClassifyOptions
-) -> tuple[Encoder, Answers]:
-    """Classes by prompts or stored features."""
-    from .answers import answers
-    from .encoder import Encoder
-
-    encoder = Encoder(model, cache)
-    return encoder, partial(
-        answers,
-        _classifier(encoder, prompt_set, options),
-        logit_scale=float(model.logit_scale.detach().exp()),
+    from_file = options.boxes is not None and not paths
+    files, boxes = open_files([] if from_file else _places(paths), options)
+    question = build_question(prompt_set, boxes, options)
+    asking = Asking(
+        batch_size=options.batch_size,
+        num_workers=options.num_workers,
         top=options.top,
         with_explanations=options.explain or options.cards is not None,
     )
-
-
-def _with_head(
-    model: DualEncoder, cache: FeatureCache | None, options: ClassifyOptions
-) -> tuple[Encoder, Answers]:
-    """Classes by a head of the model directory."""
-    from .answers import ranked
-    from .head_encoder import HeadEncoder, head_logits
-
-    assert options.head is not None
-    adapted = model.with_head(options.head)
-    names = _class_names(options) or adapted.class_names
-
-    def answer_all(features: Tensor, paths: list[str]) -> Iterator[Answer]:
-        logits = head_logits(model, adapted.head, features, names)
-        return ranked(names, logits, logits, paths, top=options.top)
-
-    return HeadEncoder(adapted, cache), answer_all
-
-
-def _classifier(encoder: Encoder, prompt_set: PromptSet | None, options: ClassifyOptions) -> Classifier:
-    """From the prompts, or as it is stored."""
-    from clipkit.console import progress
-
-    from .classifier import build_classifier
-    from .stored_heads import read_head
-
-    if prompt_set is None:
-        assert options.head is not None
-        return read_head(options.head, embed_dim=encoder.model.embed_dim)
-    with progress("prompts", len(prompt_set.prompts)) as meter:
-        return build_classifier(encoder, prompt_set, progress=meter.advance)
+    began = time.perf_counter()
+    with progress("pictures", len(files)) as meter:
+        found = question.ask(files, asking, meter.advance)
+    seconds = time.perf_counter() - began
+    for answer in found.answers:
+        print(_shown(answer, options))
+    _report(files, found, seconds)
+    if boxes is not None:
+        print(boxes.to_text(), file=sys.stderr)
+    if options.cards is not None:
+        print(f"{len(found.images.index)} cards in {options.cards}", file=sys.stderr)
+    return 1 if found.images.unreadable else 0
 
 
 def _places(paths: Sequence[str]) -> list[str]:
@@ -207,34 +178,6 @@ def _places(paths: Sequence[str]) -> list[str]:
     return places
 
 
-def _prompt_set(options: ClassifyOptions) -> PromptSet:
-    """Prompts of the classes that were asked for."""
-    from clipkit.templates import load_templates
-
-    from .classifier import prompts_of_descriptions, prompts_of_names
-    from .classnames import checked_class_names
-    from .descriptions import DescriptionBank, PromptFormat
-
-    bank = None if options.descriptions is None else DescriptionBank.read(options.descriptions)
-    names = _class_names(options)
-    if not names:
-        assert bank is not None
-        names = checked_class_names(bank.names, str(options.descriptions))
-    if bank is None:
-        return prompts_of_names(names, load_templates(options.templates))
-    prompt_format = PromptFormat() if options.templates is None else PromptFormat(options.templates)
-    return prompts_of_descriptions(names, bank, prompt_format)
-
-
-def _class_names(options: ClassifyOptions) -> tuple[str, ...]:
-    """The classes that were named, none where they come with something else."""
-    from .classnames import parse_class_names, read_class_names
-
-    if options.classes is not None:
-        return parse_class_names(options.classes)
-    return () if options.classes_file is None else read_class_names(options.classes_file)
-
-
 def _shown(answer: Answer, options: ClassifyOptions) -> str:
     """What is printed of an answer; its card is written first, if there are cards."""
     from .cards import write_card
@@ -245,13 +188,15 @@ def _shown(answer: Answer, options: ClassifyOptions) -> str:
     return json.dumps(answer.to_json() | card) if options.as_json else answer.to_text()
 
 
-def _report(files: ImageFiles, images: EncodedImages, seconds: float) -> None:
+def _report(files: ImageFiles, found: Found, seconds: float) -> None:
     """To standard error: how fast it went, and what could not be read."""
-    num_read, num_known = len(images.index), images.num_from_cache
+    num_read, num_known = len(found.images.index), found.images.num_from_cache
     print(
         f"{num_read} of {len(files)} pictures in {seconds:.1f} s "
         f"({len(files) / max(seconds, 1e-9):.0f} a second); features of {num_known} were known",
         file=sys.stderr,
     )
-    for number, reason in images.unreadable.items():
+    for number, reason in found.images.unreadable.items():
         print(f"not read: {files.paths[number]}: {reason}", file=sys.stderr)
+    for note in found.notes:
+        print(note, file=sys.stderr)

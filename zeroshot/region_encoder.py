@@ -186,18 +186,19 @@ class _Opened:
 
 def _shown(regions: Sequence[Region], size: tuple[int, int], window: Window) -> ImageRegions:
     """The boxes of an image of (width, height) of which enough is in a window."""
-    fractions: list[tuple[float, ...]] = []
-    rows: list[int] = []
-    for row, region in enumerate(regions):
-        try:
-            fractions.append(region.fractions(size))
-        except ValueError:
-            continue  # counted below
-        rows.append(row)
-    clean = region_boxes.shown(torch.tensor(fractions).reshape(-1, 4), window)
-    num_outside = len(regions) - len(rows)
+    rows = [
+        [
+            edge / side
+            for edge, side in zip(region.box, (size if region.in_pixels else (1, 1)) * 2, strict=True)
+        ]
+        for region in regions
+    ]
+    fractions = torch.tensor(rows).reshape(-1, 4)
+    inside = (region_boxes.visible_share(fractions) >= region_boxes.MIN_VISIBLE).nonzero()[:, 0]
+    clean = region_boxes.shown(fractions[inside].clamp(0, 1), window)
+    num_outside = len(regions) - len(inside)
     return ImageRegions(
-        kept=torch.tensor(rows, dtype=torch.int64)[clean.kept],
+        kept=inside[clean.kept],
         boxes=clean.boxes,
         problems={**clean.problems, **({region_boxes.OUTSIDE: num_outside} if num_outside else {})},
     )

@@ -27,22 +27,6 @@ class Region:
     mask: Path | None = None
     """An image file of the size of the image, not zero inside."""
 
-    def fractions(self, size: tuple[int, int]) -> tuple[float, float, float, float]:
-        """The box in [0, 1] of an image of (width, height) pixels.
-
-        Raises:
-            ValueError: it is in pixels, and nothing of it is in the image.
-        """
-        if not self.in_pixels:
-            return self.box
-        x0, y0, x1, y1 = self.box
-        width, height = size
-        if not (x0 < width and y0 < height and x1 > 0 and y1 > 0):
-            raise ValueError(
-                f"the box {x0:g}, {y0:g}, {x1:g}, {y1:g} lies outside the {width} x {height} image"
-            )
-        return max(x0 / width, 0.0), max(y0 / height, 0.0), min(x1 / width, 1.0), min(y1 / height, 1.0)
-
 
 @dataclass(frozen=True)
 class RegionPrompt:
@@ -86,7 +70,7 @@ class PromptedImages(Source):
         key, canvas = self._open(prompt.image)
         mask = None if prompt.region.mask is None else _decode(read_file(prompt.region.mask))
         try:
-            box = prompt.region.fractions(canvas.image.size)
+            box = _fractions(prompt.region, canvas.image.size)
             picture = canvas.prompt(prompt.kind, box=box, mask=mask)
         except ValueError as error:
             raise SampleError(BAD_REGION, str(error)) from error
@@ -116,3 +100,18 @@ def _decode(content: bytes) -> Image.Image:
         return decode_image(content)
     except ImageError as error:
         raise SampleError(error.reason, str(error)) from error
+
+
+def _fractions(region: Region, size: tuple[int, int]) -> tuple[float, float, float, float]:
+    """The box of a region in [0, 1].
+
+    Raises:
+        ValueError: nothing of it is in the image.
+    """
+    if not region.in_pixels:
+        return region.box
+    x0, y0, x1, y1 = region.box
+    width, height = size
+    if not (x0 < width and y0 < height and x1 > 0 and y1 > 0):
+        raise ValueError(f"the box {x0:g}, {y0:g}, {x1:g}, {y1:g} lies outside the {width} x {height} image")
+    return max(x0 / width, 0.0), max(y0 / height, 0.0), min(x1 / width, 1.0), min(y1 / height, 1.0)

@@ -23,8 +23,8 @@ def region_head_of(model: DualEncoder) -> RegionHead:
     """
     if model.region_head is None:
         raise ValueError(
-            "this model has no region head: train one with `clipkit train --regions.head prompter` on shards "
-            "whose json has regions"
+            "this model has no region head: train one with `clipkit train --regions.head prompter` "
+            "(roi-align for the control) on shards whose json has regions"
         )
     return model.region_head
 

@@ -6,7 +6,7 @@ The origin is the top left corner, x goes right and y goes down.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -84,9 +84,9 @@ def clean(
     Raises:
         ValueError: most boxes are in another convention; it says which, as far as that can be told.
     """
-    rows = [_four_numbers(box) for box in boxes]
-    corners = to_fractions(torch.tensor(rows, dtype=torch.float64).reshape(-1, 4), box_format, image_size)
-    _check_convention(torch.tensor(rows).reshape(-1, 4), corners, box_format, image_size)
+    rows = as_rows(boxes)
+    corners = to_fractions(rows, box_format, image_size)
+    _check_convention(rows.float(), corners, box_format, image_size)
     return usable(corners)
 
 
@@ -100,6 +100,11 @@ def usable(corners: Tensor) -> CleanBoxes:
     kept = torch.tensor([row for row, name in enumerate(problem) if name is None], dtype=torch.int64)
     counts = Counter(name for name in problem if name is not None)
     return CleanBoxes(corners[kept].clamp(0, 1).float(), kept, dict(sorted(counts.items())))
+
+
+def as_rows(boxes: Iterable[Any]) -> Tensor:
+    """(R, 4) fp64 of boxes as files have them; NaN in the place of what has not four numbers."""
+    return torch.tensor([_four_numbers(box) for box in boxes], dtype=torch.float64).reshape(-1, 4)
 
 
 def area(boxes: Tensor) -> Tensor:
