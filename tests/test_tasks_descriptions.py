@@ -20,12 +20,16 @@ from clipkit.zeroshot.controls import (
     swapped,
 )
 from clipkit.zeroshot.descriptions import NO_PHRASE, DescriptionBank, PromptFormat
+from clipkit.zeroshot.region_source import FoundByQueries, ImageRegions, RegionSet
+from clipkit.zeroshot.runner import RunOptions, open_sources, run_model
 from clipkit.zeroshot.selection import DescriptionPool
 from clipkit.zeroshot.suite import make_entry
 from clipkit.zeroshot.tasks.base import Features, Measurement
 from clipkit.zeroshot.tasks.compared import Comparison, Difference, Labelled, Method, joined, verdict
+from clipkit.zeroshot.tasks.description_controls import ControlOptions
 from clipkit.zeroshot.tasks.description_selection import compare_selection
 from clipkit.zeroshot.tasks.descriptions import Descriptions
+from clipkit.zeroshot.tasks.region_descriptions import compare_regions
 from clipkit.zeroshot.tasks.selection_bench import (
     Bench,
     SelectionOptions,
@@ -35,6 +39,7 @@ from clipkit.zeroshot.tasks.selection_bench import (
 )
 from hand_features import labelled
 from pair_shards import write_pairs
+from region_shards import random_model
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -497,3 +502,81 @@ def test_joined_has_everything_of_both() -> None:
     assert both.chance == {"one": 0.5, "two": 0.25}
     assert [table.title for table in both.tables] == ["t"]
     assert both.notes == ("a", "b")
+
+
+def _found_by_queries(
+    *images: tuple[str, Sequence[str]], lacking: Mapping[str, str] | None = None
+) -> RegionSet:
+    """Images whose image query and region queries have the features of these texts."""
+    return RegionSet(
+        images=tuple(
+            ImageRegions(
+                kept=torch.empty(0, dtype=torch.int64),
+                boxes=torch.empty(0, 4),
+                queries=FoundByQueries(
+                    boxes=torch.zeros(len(regions), 4),
+                    features=texts(regions),
+                    image_feature=texts([whole])[0],
+                ),
+            )
+            for whole, regions in images
+        ),
+        index=torch.arange(len(images)),
+        lacking=lacking or {},
+        head="query-decoder",
+    )
+
+
+def test_regions_of_queries_by_hand() -> None:
+    bank = DescriptionBank.of({"cat": ["striped", "big"], "dog": ["spotted"]})
+    form = PromptFormat("{d}", rule=NO_PHRASE)
+    found = _found_by_queries(
+        ("striped", ["spotted", "spotted"]),  # by the image query a cat, by its regions a dog
+        ("spotted", ["striped", "big"]),  # the other way round: each region has a descriptor of its own
+        ("spotted", ["spotted", "red"]),
+    )
+    measured = compare_regions(
+        found, torch.tensor([0, 0, 1]), bank, form, texts, 0.4, ControlOptions(seeds=2)
+    )
+    assert measured.outcomes["image_query_acc1"].tolist() == [1, 0, 1]
+    assert measured.outcomes["regions_alone_acc1"].tolist() == [0, 1, 1]
+    # 0.4 of the query: 0.4 * 1/2 for the cat, 0.6 for the dog; then 0.6 and 0.4; then 0.4 + 0.3 for the dog.
+    assert measured.outcomes["regions_mixed_acc1"].tolist() == [0, 1, 1]
+    assert next(iter(measured.metrics)) == "regions_mixed_acc1"
+    assert measured.metrics["regions_mixed_difference_to_image_query"] == pytest.approx(0)
+    assert {"noise_regions_mixed_acc1", "regions_mixed_difference_to_noise_regions_mixed"} <= set(
+        measured.metrics
+    )
+    assert [row[0] for row in measured.tables[0].rows] == [
+        "image query and regions mixed",
+        "image query alone",
+        "regions alone",
+        "noise, mixed",
+    ]
+    assert "0.4 of the first and 0.6" in measured.tables[0].note
+    with pytest.raises(ValueError, match=r"no region head: image_weight needs a query decoder"):
+        compare_regions(
+            replace(found, lacking={"queries": "the model has no region head"}),
+            torch.tensor([0, 0, 1]),
+            bank,
+            form,
+            texts,
+            0.4,
+            ControlOptions(seeds=2),
+        )
+
+
+def test_the_mix_with_regions_end_to_end(tmp_path: Path) -> None:
+    data = write_pairs(tmp_path / "tiles", 8, labels=True)
+    (tmp_path / "bank.json").write_text(
+        json.dumps({"red": ["blood"], "green": ["grass"], "blue": ["sky", "sea"], "yellow": []})
+    )
+    settings = {"task": "descriptions", "data": data, "descriptions": str(tmp_path / "bank.json"), "seeds": 1}
+    random_model("query-decoder").save(tmp_path / "model")
+    options = RunOptions(output=tmp_path / "results", quiet=True)
+    entries = [make_entry("tiles", {**settings, "image_weight": 0.5}), make_entry("plain", settings)]
+    mixed, plain = run_model(str(tmp_path / "model"), entries, open_sources(entries), options)
+    assert plain.metrics.items() <= mixed.metrics.items()
+    assert "regions_mixed_acc1" in mixed.metrics
+    with pytest.raises(ValueError, match="image_weight must be from 0 to 1, got 2"):
+        make_entry("tiles", {**settings, "image_weight": 2})

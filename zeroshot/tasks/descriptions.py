@@ -13,11 +13,13 @@ from clipkit.data.samples import Source
 
 from ..controls import WAFFLE_FORMAT, read_words
 from ..descriptions import DCLIP_RULE, NO_PHRASE, DescriptionBank, PhraseRule, PromptFormat
+from ..region_source import QUERIES, Asked, RegionSource
 from .base import Features, ImageSet, Measurement, Task
 from .class_data import checked_labels, known_names, labels_by_name
 from .compared import Labelled, joined
 from .description_controls import ControlOptions, compare_controls
 from .description_selection import compare_selection
+from .region_descriptions import compare_regions
 from .selection_bench import SelectionOptions
 
 JOINERS: dict[str, PhraseRule] = {"dclip": DCLIP_RULE, "waffle": WAFFLE_FORMAT.rule, "none": NO_PHRASE}
@@ -59,6 +61,9 @@ class Descriptions(Task):
     """Likely classes of an image, by their names, among which the selection tells apart."""
     num_kept: int = 5
     """Descriptions that are selected for each of them."""
+    image_weight: float | None = None
+    """With a model with a query decoder (GRAIN), measure also the mix of its image query, with this weight
+    from 0 to 1, and of the regions that its queries found, each with the description that fits it best."""
 
     def __post_init__(self) -> None:
         if self.joiner not in JOINERS:
@@ -68,6 +73,8 @@ class Descriptions(Task):
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
         if self.name_weight < 0:
             raise ValueError(f"name_weight must be >= 0, got {self.name_weight}")
+        if self.image_weight is not None and not 0 <= self.image_weight <= 1:
+            raise ValueError(f"image_weight must be from 0 to 1, got {self.image_weight}")
         if self.train == self.data:
             raise ValueError(f"train must be other images than data, got {self.data} twice")
         if "{d}" not in self.template:
@@ -85,6 +92,10 @@ class Descriptions(Task):
         found = {name: open_images(place, require=("label",)) for name, place in places.items()}
         self._bank(known_names(found[IMAGES].name, found[IMAGES].classnames, self.class_names))
         self._words()  # refuses a file that is none
+        if self.image_weight is not None:
+            images = found[IMAGES]
+            nothing = [Asked()] * len(images)
+            found[IMAGES] = RegionSource(images, range(len(images)), nothing, wanted=(QUERIES,))
         return found
 
     def measure(self, features: Features) -> Measurement:
@@ -95,6 +106,17 @@ class Descriptions(Task):
         test = Labelled(features=images.features, labels=checked_labels(images, len(names)))
         options = ControlOptions(seeds=self.seeds, words=self._words(), name_weight=self.name_weight)
         found = compare_controls(test, bank, self._prompt_format(), features.texts, options)
+        if self.image_weight is not None:
+            mixed = compare_regions(
+                features.regions[IMAGES],
+                test.labels,
+                bank,
+                self._prompt_format(),
+                features.texts,
+                self.image_weight,
+                options,
+            )
+            found = joined(found, mixed)
         if self.train is None:
             return found
         train = _training_images(features.images[TRAIN], names)
