@@ -304,6 +304,7 @@ def test_mistakes_in_the_request(
     shards = write_shards(tmp_path / "shards")
     assert label(shards, tmp_path / "out", *arguments) == 2
     assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_shards_that_cannot_be_labelled(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -27,7 +28,7 @@ from clipkit.data.files import read_range
 from clipkit.data.problems import describe_counts
 from clipkit.data.shard_writer import Sample, write_sizes, write_tar
 from clipkit.data.tarindex import TarIndex, load_indexes
-from clipkit.distributed import all_gather_objects, rank, world_size
+from clipkit.distributed import all_gather_objects, barrier, rank, world_size
 from clipkit.json_files import read_json, write_json
 from clipkit.regions.labelling.page import write_page
 from clipkit.regions.labelling.samples import Labeller
@@ -69,9 +70,17 @@ def label(
     """
     paths = _shard_paths(shards, out)
     if rank() == 0:
-        _pin_settings(out, settings)
+        _check_settings(out, settings)
     left = all_gather_objects([path for path in paths if _done(out, path) is None])[0]
-    own = _label_shards(left[rank() :: world_size()], out, settings, device, show=show and rank() == 0)
+    # Before the settings are written, so that a detector that is not there leaves no folder of its name.
+    labeller = Labeller(settings, device) if left else None
+    if rank() == 0:
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(out / SETTINGS_NAME, _described(settings))
+    barrier()
+    own = LabelReport()
+    if labeller is not None:
+        own = _label_shards(left[rank() :: world_size()], out, labeller, show=show and rank() == 0)
     if rank() != 0:
         return own, len(left)
     pending = left
@@ -84,13 +93,8 @@ def label(
     return found, len(left)
 
 
-def _label_shards(
-    paths: Sequence[Path], out: Path, settings: LabelSettings, device: torch.device, *, show: bool
-) -> LabelReport:
-    if not paths:
-        return LabelReport()
+def _label_shards(paths: Sequence[Path], out: Path, labeller: Labeller, *, show: bool) -> LabelReport:
     indexes = list(load_indexes(paths))
-    labeller = Labeller(settings, device)
     reports = []
     with progress("label", sum(len(index.keys) for index in indexes), show=show) as meter:
         for path, index in zip(paths, indexes, strict=True):
@@ -113,23 +117,25 @@ def _shard_paths(shards: str | Path, out: Path) -> tuple[Path, ...]:
     return found.paths
 
 
-def _pin_settings(out: Path, settings: LabelSettings) -> None:
-    """Write the settings of a new folder, or check those of an older run."""
-    wanted = json.loads(json.dumps({"format_version": FORMAT_VERSION, **asdict(settings)}))
+def _described(settings: LabelSettings) -> dict[str, Any]:
+    """The settings as they come back from a JSON file."""
+    described: dict[str, Any] = json.loads(json.dumps({"format_version": FORMAT_VERSION, **asdict(settings)}))
+    return described
+
+
+def _check_settings(out: Path, settings: LabelSettings) -> None:
+    """Refuse a folder that was begun with other settings, or that holds something else."""
     path = out / SETTINGS_NAME
     if path.is_file():
         known = read_json(path)
-        for name, value in wanted.items():
+        for name, value in _described(settings).items():
             if known.get(name) != value:
                 raise ValueError(
                     f"{out} was begun with {name} {known.get(name)}, not {value}: "
                     "name another folder or remove it"
                 )
-        return
-    if out.exists() and any(out.iterdir()):
+    elif out.exists() and any(out.iterdir()):
         raise FileExistsError(f"{out} already holds something else; name a new folder or remove it")
-    out.mkdir(parents=True, exist_ok=True)
-    write_json(path, wanted)
 
 
 def _stats_path(out: Path, path: Path) -> Path:
