@@ -28,6 +28,7 @@ from clipkit.tower_pair import TowerPair
 if TYPE_CHECKING:
     from clipkit.heads.adapted import AdaptedEncoder
     from clipkit.regions.base import RegionHead
+    from clipkit.regions.phrases import Phrases
 
 _REGION_PREFIX = "region_head."
 
@@ -167,7 +168,7 @@ class DualEncoder(TowerPair):
         text: Tensor,
         boxes: Tensor | None = None,
         box_index: Tensor | None = None,
-        region_text: Tensor | None = None,
+        region_text: Tensor | Phrases | None = None,
     ) -> dict[str, Tensor]:
         """Both towers, for training, and the region head where regions come along.
 
@@ -176,7 +177,7 @@ class DualEncoder(TowerPair):
             text: as `encode_text` takes it.
             boxes: (R, 4) xyxy fractions of the images; there may be none in this batch.
             box_index: (R,) int64 in [0, B), rising: the image of each box.
-            region_text: (R, L) int64, the phrase of each box.
+            region_text: (R, L) int64, the phrase of each box; or these prepared, which costs less.
 
         Returns:
             "image_features" and "text_features" (B, D), L2-normalised; "logit_scale", a scalar, already
@@ -193,9 +194,14 @@ class DualEncoder(TowerPair):
         if boxes is None or box_index is None or region_text is None:
             return {"image_features": self.encode_image(image, normalize=True), **output}
         from clipkit.regions.answers import training_rows
+        from clipkit.regions.phrases import encode_phrases
 
         seen = self.tokens(image)
-        output["phrase_features"] = self.encode_text(region_text, normalize=True)
+        output["phrase_features"] = (
+            self.encode_text(region_text, normalize=True)
+            if isinstance(region_text, Tensor)
+            else encode_phrases(self, region_text)
+        )
         rows = training_rows(self, seen, boxes, box_index, output["phrase_features"])
         return {"image_features": F.normalize(seen.pooled, dim=-1), **output, **rows}
 

@@ -26,11 +26,11 @@ def test_the_prompter_at_the_width_of_vit_b():
     linear = width * width + width
     corners, phrase = 2 * linear, embed_dim * width + width
     attention = 4 * linear  # queries, keys, values, output
-    mlp = (width * 4 * width + 4 * width) + (4 * width * width + width)
+    mlp = (width * width // 2 + width // 2) + (width // 2 * width + width)
     norms = 3 * 2 * width
     box = linear + (width * 4 + 4)
     expected = corners + phrase + attention + mlp + norms + width * embed_dim + box
-    assert expected == 9_651_460
+    assert expected == 5_520_004
     with torch.device("meta"):
         assert _count(Prompter(width, embed_dim)) == expected
 
@@ -55,11 +55,12 @@ def test_corner_encoding_by_hand():
     torch.testing.assert_close(found, torch.tensor([expected]), rtol=0, atol=1e-6)
 
 
-def test_the_prompted_layer_is_torchs_on_each_sequence():
+@pytest.mark.parametrize("num_heads", [1, 2])
+def test_the_prompted_layer_is_torchs_on_each_sequence(num_heads):
     torch.manual_seed(1)
-    ours = PromptedLayer(WIDTH, 2, 24).double()
+    ours = PromptedLayer(WIDTH, num_heads, 24).double()
     theirs = nn.TransformerEncoderLayer(
-        WIDTH, 2, 24, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+        WIDTH, num_heads, 24, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
     ).double()
     with torch.no_grad():
         theirs.self_attn.in_proj_weight.copy_(ours.qkv.weight)

@@ -14,6 +14,7 @@ from clipkit import gradcache
 from clipkit.devices import autocast_of
 from clipkit.distributed import all_reduce_mean
 from clipkit.model import DualEncoder
+from clipkit.regions.phrases import prepare_phrases
 from clipkit.text_towers import needed_columns
 
 from . import optim
@@ -153,10 +154,10 @@ def encode(trainer: Trainer, chunk: Batch) -> dict[str, Tensor]:
     """Named features of a micro-batch: L2-normalised, with the scalars of the loss."""
     # Convolutions are up to 1.5 x as fast on channels-last images; the layout carries through the tower.
     image = chunk["image"].to(trainer.device, non_blocking=True, memory_format=torch.channels_last)
-    inputs = {"image": image, "text": _tokens(trainer, chunk["text"])}
+    inputs: dict[str, Any] = {"image": image, "text": _tokens(trainer, chunk["text"])}
     if trainer.region_objective is not None:
         inputs |= {name: chunk[name].to(trainer.device, non_blocking=True) for name in ("boxes", "box_index")}
-        inputs["region_text"] = _tokens(trainer, chunk["region_text"])
+        inputs["region_text"] = prepare_phrases(trainer.model.model, chunk["region_text"]).to(trainer.device)
     with autocast(trainer):
         return trainer.parallel.forward(**inputs)
 

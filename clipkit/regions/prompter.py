@@ -2,7 +2,8 @@
 
 A prompt is a box or a phrase (arXiv:2410.02746, section 3.2). No code was published; where the paper is
 silent, this is our choice: corners are encoded as in DETR (arXiv:2005.12872, section A.4) and projected each
-by a layer of its own, the layer normalises its inputs, and its outputs are normalised before they are pooled.
+by a layer of its own, the layer normalises its inputs, its outputs are normalised before they are pooled, and
+its perceptron is narrow, since it is computed at every token for every prompt.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class PrompterConfig:
 
     num_heads: int = 1
     """Attention heads of the layer."""
-    mlp_ratio: float = 4.0
+    mlp_ratio: float = 0.5
     """Width of the layer's perceptron over that of the tower."""
     max_text_similarity: float = MAX_TEXT_SIMILARITY
     """Cosine above which two phrases are no negatives of each other; 1 for no such filter."""
@@ -68,9 +69,10 @@ class Prompter(RegionHead):
 
     def forward(self, tokens: Tensor, grid: tuple[int, int], regions: RegionBatch) -> dict[str, Tensor]:
         """`region_features` (R, D) and, with grounding, `grounded_boxes` (R, 4); see `RegionHead`."""
-        rows = {"region_features": self.encode_regions(tokens, grid, regions.boxes, regions.box_index)}
+        read = self.layer.read(tokens)
+        rows = {"region_features": self._encode(read, regions.boxes, regions.box_index)}
         if self.config.with_grounding:
-            rows["grounded_boxes"] = self._predict(tokens, regions.phrase_features, regions.box_index)
+            rows["grounded_boxes"] = self._predict(read, regions.phrase_features, regions.box_index)
         return rows
 
     def losses(
@@ -99,35 +101,52 @@ class Prompter(RegionHead):
         self, tokens: Tensor, grid: tuple[int, int], boxes: Tensor, box_index: Tensor
     ) -> Tensor:
         """See `RegionHead`."""
-        corners = zip(self.corners, (boxes[:, :2], boxes[:, 2:]), strict=True)
-        prompts = [project(corner_encoding(corner, self.width).to(tokens)) for project, corner in corners]
-        pooled = self._pool(tokens, torch.stack(prompts, dim=1), box_index)
-        return F.normalize(self.projection(pooled).float(), dim=-1)
+        return self._encode(self.layer.read(tokens), boxes, box_index)
 
     def ground(self, tokens: Tensor, grid: tuple[int, int], phrase_features: Tensor, index: Tensor) -> Tensor:
         """See `RegionHead`."""
         if not self.config.with_grounding:
             raise ValueError("this prompter was trained without grounding: train one with_grounding")
-        boxes = self._predict(tokens, phrase_features, index).clamp(0, 1)
+        boxes = self._predict(self.layer.read(tokens), phrase_features, index).clamp(0, 1)
         first, second = boxes[:, :2], boxes[:, 2:]
         # Corners that come out in the wrong order still span a box.
         return torch.cat([torch.minimum(first, second), torch.maximum(first, second)], dim=-1)
 
-    def _predict(self, tokens: Tensor, phrase_features: Tensor, index: Tensor) -> Tensor:
-        prompts = self.phrase(phrase_features.to(tokens))[:, None]
-        predicted: Tensor = self.box(self._pool(tokens, prompts, index))
+    def _encode(self, read: ReadTokens, boxes: Tensor, index: Tensor) -> Tensor:
+        corners = zip(self.corners, (boxes[:, :2], boxes[:, 2:]), strict=True)
+        prompts = [
+            project(corner_encoding(corner, self.width).to(read.tokens)) for project, corner in corners
+        ]
+        pooled = self._pool(read, torch.stack(prompts, dim=1), index)
+        return F.normalize(self.projection(pooled).float(), dim=-1)
+
+    def _predict(self, read: ReadTokens, phrase_features: Tensor, index: Tensor) -> Tensor:
+        prompts = self.phrase(phrase_features.to(read.tokens))[:, None]
+        predicted: Tensor = self.box(self._pool(read, prompts, index))
         return predicted.float()
 
-    def _pool(self, tokens: Tensor, prompts: Tensor, index: Tensor) -> Tensor:
-        """(B, N, C) tokens and (R, P, C) prompts for images `index` -> (R, C)."""
-        pooled: Tensor = self.norm(self.layer(tokens, prompts, index)).mean(dim=1)
+    def _pool(self, read: ReadTokens, prompts: Tensor, index: Tensor) -> Tensor:
+        """Tokens of B images and (R, P, C) prompts for images `index` -> (R, C)."""
+        pooled: Tensor = self.norm(self.layer.answer(read, prompts, index)).mean(dim=1)
         return pooled
+
+
+@dataclass(frozen=True)
+class ReadTokens:
+    """What a `PromptedLayer` computes of tokens once, whatever they are asked."""
+
+    tokens: Tensor
+    """(B, N, C)."""
+    qkv: Tensor
+    """(B, N, 3C): queries, keys and values, the latter projected already where there is one head."""
 
 
 class PromptedLayer(nn.Module):
     """A pre-norm transformer layer over prompts and the tokens of an image.
 
     Several prompts of one image see the same tokens, whose norms, queries, keys and values are computed once.
+    With one head so is the projection of what attention gives: a weighted sum of values and then a matrix is
+    the same as the matrix first.
     """
 
     def __init__(self, width: int, num_heads: int, mlp_width: int) -> None:
@@ -143,16 +162,31 @@ class PromptedLayer(nn.Module):
 
     def forward(self, tokens: Tensor, prompts: Tensor, index: Tensor) -> Tensor:
         """(B, N, C), (R, P, C) and (R,) int64 in [0, B) -> (R, P + N, C), prompts first."""
-        hidden = torch.cat([prompts, tokens[index]], dim=1)
-        of_tokens, of_prompts = self.qkv(self.norm_1(tokens)), self.qkv(self.norm_1(prompts))
-        qkv = torch.cat([of_prompts, of_tokens[index]], dim=1)
+        return self.answer(self.read(tokens), prompts, index)
+
+    def read(self, tokens: Tensor) -> ReadTokens:
+        """(B, N, C), for any number of `answer`."""
+        return ReadTokens(tokens, self._qkv(tokens))
+
+    def answer(self, read: ReadTokens, prompts: Tensor, index: Tensor) -> Tensor:
+        """See `forward`."""
+        hidden = torch.cat([prompts, read.tokens[index]], dim=1)
         num_rows, length, width = hidden.shape
+        qkv = torch.cat([self._qkv(prompts), read.qkv[index]], dim=1)
         heads = (3, self.num_heads, width // self.num_heads)
         q, k, v = qkv.reshape(num_rows, length, *heads).permute(2, 0, 3, 1, 4)
         attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(num_rows, length, width)
-        hidden = hidden + self.out(attended)
+        projected = attended + self.out.bias if self.num_heads == 1 else self.out(attended)
+        hidden = hidden + projected
         result: Tensor = hidden + self.mlp(self.norm_2(hidden))
         return result
+
+    def _qkv(self, rows: Tensor) -> Tensor:
+        qkv: Tensor = self.qkv(self.norm_1(rows))
+        if self.num_heads > 1:
+            return qkv
+        queries_and_keys, values = qkv.split([2 * rows.shape[-1], rows.shape[-1]], dim=-1)
+        return torch.cat([queries_and_keys, F.linear(values, self.out.weight)], dim=-1)
 
 
 def corner_encoding(corners: Tensor, width: int) -> Tensor:

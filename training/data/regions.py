@@ -125,8 +125,9 @@ def check_regions(sources: Sequence[Source]) -> None:
                 found.add(reason, [source.where(index)], count)
         if sum(found.counts.values()) > usable:
             raise ValueError(
-                f"most regions of source {source.name!r} cannot be used ({describe_counts(found.counts)}); "
-                f"boxes must be x0, y0, x1, y1 as fractions of the image{': ' + hint if hint else ''}"
+                f"most regions of source {source.name!r} cannot be used ({describe_counts(found.counts)}"
+                f"{'; ' + hint if hint else ''}); a region is a phrase and a box x0, y0, x1, y1 in fractions "
+                "of the image, as `clipkit regions convert` writes it"
             )
         num_usable += usable
     if not num_usable:
