@@ -1,0 +1,194 @@
+"""What training with regions costs: a step with the Prompter against a step of plain CLIP, at the same batch.
+
+    python benchmarks/regions.py --repeats 12
+
+Photos, captions and boxes of coco_mini; a phrase is two to four successive words of a caption of its photo.
+Every image has four regions. Both kinds of step take turns on one model: the plain one is the step without
+`regions.head`. Memory is the largest resident set of a process that makes steps of one kind only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import io
+import json
+import random
+import resource
+import statistics
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from clipkit.training.build import build_model, build_trainer
+from clipkit.training.config import DataConfig, ModelConfig, TrainConfig
+from clipkit.training.regions_config import RegionsConfig
+from clipkit.training.step import Trainer, train_step
+from PIL import Image
+from report import write_result
+
+from clipkit.preprocess import train_transform
+from clipkit.regions import boxes as region_boxes
+from clipkit.regions.phrases import encode_phrases, prepare_phrases
+
+DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data" / "coco_mini"
+PER_IMAGE = 4
+WORDS = (2, 4)
+
+Batch = dict[str, Any]
+
+
+def make_trainer(model: str, batch_size: int) -> Trainer:
+    """A trainer of CLIP and the Prompter from random weights."""
+    config = TrainConfig(
+        output=Path("unused"),
+        model=ModelConfig(name=model),
+        data=DataConfig(sources={"unused": "unused"}, batch_size_per_rank=batch_size),
+        regions=RegionsConfig(head="prompter", per_image=PER_IMAGE),
+        steps=1_000,
+    )
+    torch.manual_seed(0)
+    return build_trainer(config, build_model(config), torch.device("cpu"), num_steps=1_000)
+
+
+def make_batches(trainer: Trainer, batch_size: int, count: int) -> list[Batch]:
+    """Batches as the loader gives them, of photos with at least one box."""
+    photos = [one for one in json.loads((DATA / "annotations.json").read_text()) if _clean(one)[0]]
+    draw = random.Random(0)
+    with tarfile.open(DATA / "images_320.tar") as tar:
+        return [
+            _batch(trainer, [_photo(tar, photo, draw) for photo in draw.sample(photos, batch_size)])
+            for _ in range(count)
+        ]
+
+
+def _clean(photo: dict[str, Any]) -> tuple[list[list[float]], int]:
+    found = region_boxes.clean(
+        [box["xywh"] for box in photo["boxes"]], "xywh", (photo["height"], photo["width"])
+    )
+    return found.boxes.tolist(), len(found.boxes)
+
+
+def _photo(tar: tarfile.TarFile, photo: dict[str, Any], draw: random.Random) -> dict[str, Any]:
+    content = tar.extractfile(photo["image"])
+    assert content is not None
+    boxes, _ = _clean(photo)
+    phrases = []
+    for _ in range(PER_IMAGE):
+        words = draw.choice(photo["captions"]).strip(". ").lower().split()
+        length = draw.randint(*WORDS)
+        start = draw.randint(0, max(0, len(words) - length))
+        phrases.append(" ".join(words[start : start + length]))
+    return {
+        "pixels": content.read(),
+        "caption": draw.choice(photo["captions"]),
+        "boxes": [draw.choice(boxes) for _ in range(PER_IMAGE)],
+        "phrases": phrases,
+    }
+
+
+def _batch(trainer: Trainer, photos: list[dict[str, Any]]) -> Batch:
+    tokenizer = trainer.model.tokenizer
+    transform = train_transform(trainer.model.preprocess_config, dtype=torch.uint8)
+    return {
+        "image": torch.stack([transform(Image.open(io.BytesIO(photo["pixels"]))) for photo in photos]),
+        "text": tokenizer([photo["caption"] for photo in photos]),
+        "key": [photo["caption"] for photo in photos],
+        "boxes": torch.tensor([box for photo in photos for box in photo["boxes"]]),
+        "box_index": torch.arange(len(photos)).repeat_interleave(PER_IMAGE),
+        "region_text": tokenizer([phrase for photo in photos for phrase in photo["phrases"]]),
+    }
+
+
+def kinds_of_step(trainer: Trainer) -> dict[str, Callable[[Batch, int], object]]:
+    """What is timed."""
+    plain = dataclasses.replace(trainer, region_objective=None)
+
+    def phrases_alone(batch: Batch, _step: int) -> None:
+        prepared = prepare_phrases(trainer.model.model, batch["region_text"])
+        encode_phrases(trainer.model, prepared).sum().backward()
+
+    return {
+        "plain": lambda batch, step: train_step(plain, batch, step),
+        "prompter": lambda batch, step: train_step(trainer, batch, step),
+        "phrases": phrases_alone,
+    }
+
+
+def measure(trainer: Trainer, batches: list[Batch], repeats: int) -> dict[str, list[float]]:
+    """Seconds of each kind of step, which take turns; the first of each does not count."""
+    seconds: dict[str, list[float]] = {}
+    for number in range(repeats + 1):
+        for name, step in kinds_of_step(trainer).items():
+            began = time.perf_counter()
+            step(batches[number % len(batches)], number)
+            seconds.setdefault(name, []).append(time.perf_counter() - began)
+    return {name: values[1:] for name, values in seconds.items()}
+
+
+def peak_bytes(name: str, model: str, batch_size: int, threads: int) -> int:
+    """Largest resident set of a process that makes three steps of one kind."""
+    arguments = ["--only", name, "--model", model, "--batch-size", str(batch_size), "--threads", str(threads)]
+    command = [sys.executable, __file__, *arguments]
+    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+
+
+def row(name: str, values: list[float], base: list[float], peak: int | None) -> str:
+    """A line of the table."""
+    ratios = [value / other for value, other in zip(values, base, strict=True)]
+    memory = "" if peak is None else f"{peak / 2**30:.2f}"
+    return (
+        f"| {name} | {statistics.median(values):.3f} | {min(values):.3f} to {max(values):.3f} "
+        f"| {statistics.median(ratios):.3f} | {min(ratios):.3f} to {max(ratios):.3f} | {memory} |"
+    )
+
+
+def main() -> None:
+    """Measure and write the result file."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="ViT-B-32")
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--repeats", type=int, default=12)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--only", choices=("plain", "prompter"), help="three steps, then the peak memory")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    trainer = make_trainer(options.model, options.batch_size)
+    if options.only:
+        for number, batch in enumerate(make_batches(trainer, options.batch_size, 3)):
+            kinds_of_step(trainer)[options.only](batch, number)
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+        return
+    batches = make_batches(trainer, options.batch_size, options.repeats + 1)
+    seconds = measure(trainer, batches, options.repeats)
+    prepared = [prepare_phrases(trainer.model.model, batch["region_text"]) for batch in batches]
+    num_distinct = statistics.mean(int(one.row.max()) + 1 for one in prepared)
+    del trainer
+    peaks = {
+        name: peak_bytes(name, options.model, options.batch_size, options.threads)
+        for name in ("plain", "prompter")
+    }
+    lines = [
+        row("plain CLIP", seconds["plain"], seconds["plain"], peaks["plain"]),
+        row("with the Prompter", seconds["prompter"], seconds["plain"], peaks["prompter"]),
+        row("of that: phrases through the text tower", seconds["phrases"], seconds["plain"], None),
+    ]
+    body = (
+        f"{options.model} from random weights, fp32, batch {options.batch_size}, {options.threads} threads, "
+        f"{PER_IMAGE} regions an image, phrases of {WORDS[0]} to {WORDS[1]} words of which "
+        f"{num_distinct:.0f} of {PER_IMAGE * options.batch_size} are distinct; the Prompter by its default "
+        f"settings. {options.repeats} steps of each kind in turns after one warm-up; a ratio is that of two "
+        "successive steps on the same batch.\n\n"
+        "| step | seconds, median | range | x plain CLIP, median | range | peak memory, GiB |\n"
+        "|---|---|---|---|---|---|\n" + "\n".join(lines) + "\n"
+    )
+    write_result("regions", "A training step with regions", body, command=sys.argv)
+
+
+if __name__ == "__main__":
+    main()
