@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Literal
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import region_jobs
 import torch
+from clipkit.training.cli import RECIPES, app
 from clipkit.training.regions_config import LOSSES, RegionsConfig
 from clipkit.training.runlog import read_runlog
 from rank_pool import RankPool
@@ -203,3 +205,34 @@ def test_every_head_has_its_losses_in_the_settings() -> None:
         assert set(LOSSES[kind]) - {"image_query"} == losses.keys()
     with pytest.raises(ValueError, match=r"grounding needs regions\.settings\.with_grounding"):
         RegionsConfig(head="prompter", settings={"with_grounding": False}, weights={"grounding": 1.0})
+
+
+def test_recipes_are_settings_by_name(tmp_path: Path) -> None:
+    names = sorted(path.stem for path in RECIPES.glob("*.yaml"))
+    assert names == ["cloc", "grain"]
+    for name in names:
+        flags = ["--output", str(tmp_path), "--data.sources.mine", "x", "--data.batch-size-per-rank", "64"]
+        _, bound, _ = app.parse_args([name, *flags])
+        config = bound.arguments["config"]
+        assert config.data.batch_size_per_rank == 64
+        assert config.regions.is_trained
+        assert {"cloc": "prompter", "grain": "query-decoder"}[name] == config.regions.head
+        known = {field.name: field.type for field in dataclasses.fields(_config_of(config.regions.head))}
+        for setting, value in config.regions.settings.items():
+            assert type(value).__name__ == known[setting], setting
+
+
+def test_settings_of_heads_have_their_types(tmp_path: Path) -> None:
+    _, bound, _ = app.parse_args(["--output", str(tmp_path), "--data.sources.mine", "x", *TYPED])
+    settings = {"num_heads": 2, "max_text_similarity": 0.75, "with_grounding": False, "mlp_ratio": 1}
+    assert bound.arguments["config"].regions.settings == settings
+    assert type(bound.arguments["config"].regions.settings["num_heads"]) is int
+
+
+TYPED = ["--model.name", "test-vit", "--steps", "1", "--regions.head", "prompter"]
+TYPED += ["--regions.settings.num_heads", "2", "--regions.settings.max_text_similarity", "0.75"]
+TYPED += ["--regions.settings.with_grounding", "false", "--regions.settings.mlp_ratio", "1"]
+
+
+def _config_of(kind: str) -> type:
+    return type(region_jobs.make_head(kind).config)

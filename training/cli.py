@@ -10,11 +10,20 @@ from cyclopts.config import Env, Yaml
 
 from .config import TrainConfig
 
+RECIPES = Path(__file__).parent / "recipes"
+"""Published settings by name, `NAME.yaml`."""
+
 
 def _read_yaml(app: App, commands: tuple[str, ...], arguments: Any) -> None:
     """Take values from the file that `config-file` names, wherever no flag sets them."""
     for token in arguments["--config"].tokens:
-        Yaml(token.value, must_exist=True, use_commands_as_keys=False)(app, commands, arguments)
+        Yaml(_config_path(token.value), must_exist=True, use_commands_as_keys=False)(app, commands, arguments)
+
+
+def _config_path(value: str) -> Path:
+    """A file, or the recipe of this name."""
+    recipe = RECIPES / f"{value}.yaml"
+    return recipe if recipe.is_file() and not Path(value).exists() else Path(value)
 
 
 app = App(
@@ -34,7 +43,8 @@ def train(
     """Train a dual encoder and save it as a model directory.
 
     Args:
-        config_file: YAML file of the settings below; flags win over it.
+        config_file: YAML file of the settings below, or a recipe that comes with clipkit (cloc, grain); flags
+            win over it.
         config: the settings.
     """
     from .loop import train as run

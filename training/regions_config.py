@@ -23,7 +23,7 @@ class RegionsConfig:
     head: Literal["none", "prompter", "query-decoder", "roi-align"] = "none"
     """What answers about parts of images: CLOC's `prompter`, GRAIN's `query-decoder`, or the control
     `roi-align`."""
-    settings: dict[str, int | float | bool] = field(default_factory=dict)
+    settings: dict[str, float | bool] = field(default_factory=dict)
     """Of the head, by name, such as `mlp_ratio` or `max_text_similarity`."""
     per_image: int = 4
     """Regions drawn of each image and step; an image that has fewer gives those."""
@@ -31,6 +31,10 @@ class RegionsConfig:
     """Of the losses `region_text`, `grounding`, `box` and `image_query`, by name; 1 where none is given."""
 
     def __post_init__(self) -> None:
+        # Flags and files give numbers as floats; a number of heads is none.
+        whole = {name: int(value) for name, value in self.settings.items() if float(value).is_integer()}
+        numbers = {name: value for name, value in whole.items() if not isinstance(self.settings[name], bool)}
+        object.__setattr__(self, "settings", {**self.settings, **numbers})
         if self.per_image < 1:
             raise ValueError(f"regions.per_image must be >= 1, got {self.per_image}")
         if self.head == "none" and (self.settings or self.weights):
