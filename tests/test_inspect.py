@@ -12,6 +12,7 @@ from broken_shards import (
     write_good,
     write_tar,
 )
+from region_train_jobs import BAD_COUNTS, write_regions
 
 from clipkit.cli import main
 from clipkit.commands import inspect_installation
@@ -139,3 +140,17 @@ def test_model_directory(tmp_path, capsys):
     assert facts["parameters"]["image"] == sum(p.numel() for p in model.model.visual.parameters())
     assert main(["inspect", str(tmp_path / "model")]) == 0
     assert model.model_id[:40] in capsys.readouterr().out
+
+
+def test_regions_are_examined_where_asked(tmp_path, capsys):
+    path = str(write_regions(tmp_path / "shapes"))
+    assert main(["inspect", path, "--regions", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["num_images_with_regions"] == 6
+    assert found["regions_per_image"] == {"min": 1, "median": 1, "p95": 4.75, "max": 6}
+    assert found["problems"] == {name: n for name, n in BAD_COUNTS.items() if name != "region_not_drawn"}
+    assert "they look like pixels" in found["examples"]["box_in_wrong_convention"][0]
+    assert main(["inspect", path, "--regions"]) == 0
+    assert "1 to 6 each, median 1" in capsys.readouterr().out
+    assert main(["inspect", path]) == 0
+    assert "regions" not in capsys.readouterr().out

@@ -43,6 +43,8 @@ class InspectOptions:
     """Column of a table that holds a caption."""
     labels: bool = False
     """The data is labelled (`cls` members, or a folder for each class), captions are not required."""
+    regions: bool = False
+    """Also read the json members, and tell of the regions in them."""
 
     def __post_init__(self) -> None:
         for name in ("ranks", "workers", "sample"):

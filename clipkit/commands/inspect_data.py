@@ -25,6 +25,7 @@ def facts(path: str, options: InspectOptions, *, show: bool) -> dict[str, Any]:
         image=options.image_keys,
         caption=options.caption_keys,
         require=("label",) if options.labels else ("caption",),
+        fields=options.regions,
         image_column=options.image_column,
         caption_column=options.caption_column,
     )
@@ -43,6 +44,7 @@ def facts(path: str, options: InspectOptions, *, show: bool) -> dict[str, Any]:
     return {
         "path": path,
         "usable": found.num_read > found.num_unusable,
+        "with_regions": options.regions,
         **found.as_json(),
         "classes": len(source.classnames) if source.classnames else None,
         "ranks": options.ranks,
@@ -97,6 +99,8 @@ def _overview(facts: dict[str, Any]) -> Table:
         for side in ("width", "height"):
             table.add_row(f"image {side}", _spread(facts[f"image_{side}"], "pixels"))
         table.add_row("captions per image", _captions(facts["captions_per_image"]))
+    if facts["with_regions"]:
+        table.add_row("images with regions", _regions(facts))
     if facts["tokens"]:
         table.add_row("caption length", _spread(facts["tokens"], "tokens"))
         share = facts["num_captions_cut"] / facts["num_captions"]
@@ -127,6 +131,13 @@ def _histogram(facts: dict[str, Any]) -> Table:
 
 def _spread(values: dict[str, float], unit: str) -> str:
     return f"{values['min']:.0f} to {values['max']:.0f} {unit}, median {values['median']:.0f}"
+
+
+def _regions(facts: dict[str, Any]) -> str:
+    number = f"{facts['num_images_with_regions']:,}"
+    return (
+        f"{number}; {_spread(facts['regions_per_image'], 'each')}" if facts["regions_per_image"] else number
+    )
 
 
 def _captions(images_by_captions: dict[int, int]) -> str:

@@ -14,6 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from clipkit.data.problems import Problems, SampleError
+from clipkit.data.regions import read_regions
 from clipkit.data.samples import Source
 from clipkit.images import ImageError, decode_pixels
 
@@ -43,6 +44,9 @@ class Preflight:
     image_height: dict[str, float] = field(default_factory=dict)
     captions_per_image: dict[int, int] = field(default_factory=dict)
     """Number of captions -> number of images."""
+    regions_per_image: dict[str, float] = field(default_factory=dict)
+    """Of the images with usable regions, where the json members were read."""
+    num_images_with_regions: int = 0
     tokens: dict[str, float] = field(default_factory=dict)
     """Minimum, median, 95th percentile and maximum length of a caption with its special tokens."""
     histogram: list[tuple[int, int, int]] = field(default_factory=list)
@@ -84,6 +88,7 @@ def examine(
     found.problems.update(source.problems)
     sizes: list[tuple[int, int]] = []
     captions: list[str] = []
+    num_regions: list[int] = []
     per_image: Counter[int] = Counter()
     images_seen: Counter[bytes] = Counter()
     seconds = 0.0
@@ -101,6 +106,11 @@ def examine(
             on_read()
         sizes.append((pixels.shape[2], pixels.shape[1]))
         captions += sample.captions
+        regions = read_regions(sample.fields)
+        num_regions += [len(regions.phrases)] if regions.phrases else []
+        where = source.where(index) + (f": {regions.hint}" if regions.hint else "")
+        for reason, count in regions.lost.items():
+            found.problems.add(reason, [where], count)
         per_image[len(sample.captions)] += 1
         images_seen[hashlib.blake2b(sample.image, digest_size=16).digest()] += 1
     found.num_duplicate_images = images_seen.total() - len(images_seen)
@@ -109,6 +119,9 @@ def examine(
         found.decode_images_per_second = len(sizes) / seconds
         found.image_width = _spread([width for width, _ in sizes])
         found.image_height = _spread([height for _, height in sizes])
+    found.num_images_with_regions = len(num_regions)
+    if num_regions:
+        found.regions_per_image = _spread(num_regions)
     _measure_captions(found, captions, tokenizer)
     return found
 

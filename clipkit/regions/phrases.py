@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clipkit.packed_texts import Packed, Row, can_pack, encode_packed, pack
-from clipkit.text_towers import needed_columns, needed_lengths
+from clipkit.text_towers import encode_text, needed_columns, needed_lengths
 
 if TYPE_CHECKING:
     from clipkit.dual_encoder import DualEncoder
@@ -63,9 +63,12 @@ def prepare_phrases(model: nn.Module, region_text: Tensor) -> Phrases:
 
 def encode_phrases(model: DualEncoder, phrases: Phrases) -> Tensor:
     """Features of the phrase of each region: (R, D), L2-normalised."""
+    # Not by `model.encode_text`: FSDP counts calls of it, and a rank without regions must make the same ones.
     if isinstance(phrases.texts, Tensor):
-        return model.encode_text(phrases.texts, normalize=True)[phrases.row]
-    return F.normalize(encode_packed(model.model, phrases.texts), dim=-1)[phrases.row]
+        features = encode_text(model.model, phrases.texts.to(model.logit_scale.device))
+    else:
+        features = encode_packed(model.model, phrases.texts)
+    return F.normalize(features, dim=-1)[phrases.row]
 
 
 def _fill_rows(tokens: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]) -> list[Row]:
