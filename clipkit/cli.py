@@ -47,7 +47,7 @@ COMMANDS = {
     ),
     "regions": (
         "clipkit.commands.regions:app",
-        "Boxes with phrases: shards from annotations, or labelled by a detector.",
+        "Boxes with phrases: shards from annotations, or labelled by a detector; pictures with boxes.",
     ),
     "search": (
         "clipkit.retrieval.search_cli:app",

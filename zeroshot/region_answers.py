@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clipkit.regions.answers import grid_of
+from clipkit.regions.answers import grid_of, why_not_ground
 from clipkit.regions.dense import pool_tokens
 from clipkit.regions.queries import QueryDecoder
 from clipkit.towers import TowerOutput
@@ -34,21 +34,16 @@ def lacking(model: DualEncoder, wanted: frozenset[str]) -> dict[str, str]:
         found = dict.fromkeys(wanted & {HEAD, GROUNDED, QUERIES}, "the model has no region head")
     elif QUERIES in wanted and not isinstance(head, QueryDecoder):
         found[QUERIES] = f"the model's region head is a {head.kind}, which finds no regions by itself"
-    device = model.image_mean.device
-    seen = model.tokens(torch.zeros(1, 3, *model.image_size, device=device))
     if wanted & {TOKENS, PEAKS}:
+        seen = model.tokens(torch.zeros(1, 3, *model.image_size, device=model.image_mean.device))
         try:
             model.project_tokens(seen.tokens[0])
         except ValueError as error:
             found |= dict.fromkeys(wanted & {TOKENS, PEAKS}, str(error))
     if GROUNDED in wanted and head is not None:
-        phrase = torch.zeros(1, model.embed_dim, device=device)
-        try:
-            head.ground(
-                seen.tokens[0], grid_of(seen), phrase, torch.zeros(1, dtype=torch.int64, device=device)
-            )
-        except ValueError as error:
-            found[GROUNDED] = str(error)
+        reason = why_not_ground(model)
+        if reason is not None:
+            found[GROUNDED] = reason
     return found
 
 

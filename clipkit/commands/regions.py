@@ -14,8 +14,14 @@ from clipkit.regions.labelling.settings import LabelSettings
 
 app = App(
     name="regions",
-    help="Boxes with phrases: shards from annotations, or labelled by a detector.",
+    help="Boxes with phrases: shards from annotations, or labelled by a detector; pictures with boxes.",
     default_parameter=Parameter(negative=()),
+)
+
+app.command(
+    "clipkit.commands.regions_show:show",
+    name="show",
+    help="Draw pictures with the boxes that a model gives for phrases, and how well each fits.",
 )
 
 AsJson = Annotated[bool, Parameter(name="--json")]

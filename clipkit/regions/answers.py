@@ -86,6 +86,20 @@ def ground(model: DualEncoder, images: Tensor, phrases: Sequence[str], index: Te
     return head.ground(seen.tokens[0], grid_of(seen), phrase_features, index.to(device))
 
 
+@torch.no_grad()
+def why_not_ground(model: DualEncoder) -> str | None:
+    """Why a model cannot say where phrases are, None where it can; tried on a blank image."""
+    device = model.image_mean.device
+    seen = model.tokens(torch.zeros(1, 3, *model.image_size, device=device))
+    phrase = torch.zeros(1, model.embed_dim, device=device)
+    index = torch.zeros(1, dtype=torch.int64, device=device)
+    try:
+        region_head_of(model).ground(seen.tokens[0], grid_of(seen), phrase, index)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
 def grid_of(seen: TowerOutput) -> tuple[int, int]:
     """(rows, columns) of the tokens of images."""
     assert seen.grid is not None  # texts alone have none
