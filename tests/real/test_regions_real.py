@@ -1,9 +1,13 @@
 import json
+import re
 import tarfile
 from collections import Counter
 
 import pytest
+from clipkit.zeroshot.runner import RunOptions, open_sources, run_model
+from clipkit.zeroshot.suite import make_entry
 from region_files import write_json
+from region_shards import random_model
 from shared_data import shared_data
 
 from clipkit.data.samples import SampleKeys
@@ -93,3 +97,34 @@ def test_real_photos_become_shards_with_regions(tmp_path):
     assert phrases == Counter(
         box["name"] for record in records for box in record["boxes"] if not box["crowd"]
     )
+
+
+def test_photos_of_coco_are_evaluated(tmp_path):
+    records = json.loads(shared_data("coco_mini/annotations.json").read_text())
+    write_coco(tmp_path, records)
+    settings = ConvertSettings(format="coco", images=tmp_path / "images")
+    convert(tmp_path / "instances.json", tmp_path / "shards", settings, show=False)
+    random_model("roi-align").save(tmp_path / "model")
+    entries = [
+        make_entry(
+            task,
+            {"task": task, "data": str(tmp_path / "shards"), "controls": ["tokens"], **more},
+        )
+        for task, more in (("region_recognition", {"class_names": "coco"}), ("region_retrieval", {}))
+    ]
+    options = RunOptions(output=tmp_path / "results", quiet=True)
+    found = list(run_model(str(tmp_path / "model"), entries, open_sources(entries), options))
+    for result in found:
+        assert result.num_images == 159
+        (lost,) = (note for note in result.notes if note.startswith("Of "))
+        # The centre crop cuts some off, and no box is bad.
+        assert re.fullmatch(r"Of 1,350 regions \d+ are left out: \d+ box_cut_off_by_the_crop\.", lost)
+        for name, value in result.metrics.items():
+            low, high = result.intervals[name]
+            assert 0 <= low <= value <= high < 1
+    recognised, retrieved = found
+    assert "of 80 classes" in recognised.notes[0]
+    assert recognised.chance["accuracy"] == 1 / 80
+    assert recognised.metrics["accuracy"] < 0.3
+    assert "157 images with 80 distinct phrases" in retrieved.notes[0]
+    assert retrieved.metrics["r2t_recall@1"] == pytest.approx(recognised.metrics["accuracy"], abs=0.05)
