@@ -242,10 +242,15 @@ def test_boxes_of_queries_by_hand(data: str) -> None:
         )
 
     images = [
-        # The best query for either box, whatever their order; only one query for two boxes.
-        _image([0, 1], [LEFT, RIGHT], queries=found_by([0.5, 0.0, 1.0, 0.5])),
-        _image([0], [TOP], queries=found_by(TOP)),
+        # Each box has the query that is best for it, whatever their order.
+        _image([0, 1], [LEFT, RIGHT], queries=found_by([0.5, 0.0, 1.0, 0.5], LEFT)),
+        _image([0], [TOP], queries=found_by([0.0, 0.5, 0.1, 0.6], TOP)),
     ]
+    found = RegionBoxes(data=data).measure(_features(images, kind="query-decoder"))
+    assert found.outcomes["mean_iou"].tolist() == pytest.approx([1, 1 / 2, 1])
+    # One query is not enough for two boxes.
+    images[0] = _image([0, 1], [LEFT, RIGHT], queries=found_by([0.5, 0.0, 1.0, 0.5]))
+    images[1] = _image([0], [TOP], queries=found_by(TOP))
     found = RegionBoxes(data=data).measure(_features(images, kind="query-decoder"))
     assert found.outcomes["mean_iou"].tolist() == pytest.approx([0, 1 / 2, 1])
     assert found.metrics["recall@0.5"] == pytest.approx(2 / 3)
