@@ -197,7 +197,7 @@ def test_grains_score_is_that_of_a_slow_oracle(
         (["--image-weight", "1", "--descriptions", "bank.json", "--explain"], "leave out --boxes, --explain"),
         (
             ["--image-weight", "1", "--descriptions", "bank.json"],
-            "prompter, which finds no regions by itself",
+            "prompter, which finds no regions by itself: train a query decoder",
         ),
         (["--boxes", "b.json", "--head", "birds"], "answers about whole pictures: leave out --boxes"),
         (["--boxes", "b.json", "--classes", "a,b", "--cards", "c"], "--cards draws whole pictures"),

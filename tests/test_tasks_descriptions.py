@@ -554,7 +554,7 @@ def test_regions_of_queries_by_hand() -> None:
         "noise, mixed",
     ]
     assert "0.4 of the first and 0.6" in measured.tables[0].note
-    with pytest.raises(ValueError, match=r"no region head: image_weight needs a query decoder"):
+    with pytest.raises(ValueError, match=r"no region head: train a query decoder"):
         compare_regions(
             replace(found, lacking={"queries": "the model has no region head"}),
             torch.tensor([0, 0, 1]),

@@ -35,15 +35,16 @@ class AskedBoxes:
 
     file: BoxFile
     regions: Sequence[tuple[Region, ...]]
-    """Of each picture."""
+    """Of each picture, one or more."""
+    num_without: int
+    """Other pictures."""
 
     def to_text(self) -> str:
         """How they were understood, and what was left out."""
         unit = "pixels" if self.file.in_pixels else "fractions of the picture"
         parts = [f"{sum(map(len, self.regions))} boxes in {unit}"]
-        num_without = sum(not own for own in self.regions)
-        if num_without:
-            parts.append(f"{num_without} pictures without boxes")
+        if self.num_without:
+            parts.append(f"{self.num_without} pictures without boxes")
         if self.file.problems:
             parts.append(f"left out: {describe_counts(self.file.problems)}")
         return "; ".join(parts)
@@ -63,7 +64,10 @@ def open_files(places: Sequence[str], options: ClassifyOptions) -> tuple[ImageFi
         raise ValueError(f"{options.boxes} has no usable box (left out: {describe_counts(file.problems)})")
     paths = find_images(places) if places else file.paths()
     regions = file.of(paths) if places else list(file.regions.values())
-    return ImageFiles(paths), AskedBoxes(file=file, regions=regions)
+    asked = [(path, own) for path, own in zip(paths, regions, strict=True) if own]
+    return ImageFiles([path for path, _ in asked]), AskedBoxes(
+        file=file, regions=[own for _, own in asked], num_without=len(paths) - len(asked)
+    )
 
 
 def read_prompts(options: ClassifyOptions) -> PromptSet | None:

@@ -92,7 +92,7 @@ class InBoxes(Question):
     encoder: RegionEncoder
     classifier: Classifier
     regions: Sequence[tuple[Region, ...]]
-    """Of each picture."""
+    """Of each picture, one or more."""
 
     def ask(self, files: ImageFiles, asking: Asking, progress: Progress) -> Found:
         """See `Question`."""
@@ -137,11 +137,6 @@ class WithRegions(Question):
             num_workers=asking.num_workers,
             progress=progress,
         )
-        if found.lacking:
-            raise ValueError(
-                f"{found.lacking[QUERIES]}: --image-weight needs a query decoder, which `clipkit train "
-                "--regions.head query-decoder` trains"
-            )
         queries = [image.queries for image in found.images if image.queries is not None]
         prompts = self.classifier.prompt_set
         scores = torch.empty(0, len(prompts.class_names))

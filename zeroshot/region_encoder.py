@@ -23,7 +23,17 @@ from clipkit.windows import Window, eval_window
 
 from .encoder import EncodedImages, Encoder, Progress, gathered, no_progress, stack_rows
 from .region_answers import RegionAnswerer, lacking
-from .region_source import GROUNDED, HEAD, PEAKS, TOKENS, ImageRegions, RegionSet, RegionSource
+from .region_source import (
+    GROUNDED,
+    HEAD,
+    PEAKS,
+    QUERIES,
+    TOKENS,
+    ImageRegions,
+    RegionSet,
+    RegionSource,
+    no_queries,
+)
 
 if TYPE_CHECKING:
     from clipkit.feature_cache import FeatureCache
@@ -58,8 +68,13 @@ class RegionEncoder(Encoder):
             batch_size: images encoded at once.
             num_workers: processes that decode.
             progress: called with the number of images that are done, over all ranks about.
+
+        Raises:
+            ValueError: nothing is wanted but what queries find, and the model has no query decoder.
         """
         missing = lacking(self.model, source.wanted)
+        if QUERIES in missing and source.wanted == {QUERIES}:
+            raise ValueError(no_queries(missing))
         wanted = source.wanted - missing.keys()
         phrases = {phrase: None for one in source.asked for phrase in one.phrases}
         is_looked_for = bool(wanted & {GROUNDED, PEAKS})
@@ -113,8 +128,8 @@ class RegionEncoder(Encoder):
                 )
             pooled = F.normalize(seen.pooled.float(), dim=-1).cpu()
             computed = dict(zip(done, zip(pooled, answers, strict=True), strict=True))
-            for number, (feature, regions) in computed.items():
-                self._keep(opened[number].rows(feature, regions))
+            rows = (opened[number].rows(*answer) for number, answer in computed.items())
+            self._keep({key: row for own in rows for key, row in own.items()})
             found |= computed
             progress(stride * len(done))
         unreadable |= {new[skip.sample]: skip.reason for skip in loader.skips()} if loader else {}

@@ -19,6 +19,11 @@ GROUNDED, PEAKS, QUERIES = "grounded", "peaks", "queries"
 ANSWERS = (HEAD, TOKENS, GROUNDED, PEAKS, QUERIES)
 
 
+def no_queries(lacking: Mapping[str, str]) -> str:
+    """What to say of a model that has no query decoder, and how to get one."""
+    return f"{lacking[QUERIES]}: train a query decoder with `clipkit train --regions.head query-decoder`"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Asked:
     """What is asked about parts of one image."""

@@ -13,7 +13,7 @@ from clipkit.data.samples import Source
 from clipkit.losses.grounding import match
 from clipkit.regions.boxes import area, pairwise_iou
 
-from ..region_source import QUERIES, ImageRegions, RegionSource
+from ..region_source import QUERIES, ImageRegions, RegionSource, no_queries
 from .base import Features, Measurement, Table, Task
 from .counts import percent
 from .region_data import IMAGES, RegionPool, lost_notes, open_regions
@@ -62,10 +62,7 @@ class RegionBoxes(Task):
         """
         answers = features.regions[IMAGES]
         if answers.lacking:
-            raise ValueError(
-                f"{answers.lacking[QUERIES]}: train a query decoder with `clipkit train --regions.head "
-                "query-decoder`"
-            )
+            raise ValueError(no_queries(answers.lacking))
         found = [_overlaps(image) for image in answers.images]
         ious, areas = (torch.cat(parts) for parts in zip(*found, strict=True))
         if not len(ious):

@@ -11,7 +11,7 @@ from clipkit.metrics import label_ranks
 
 from ..controls import WaffleNoise, alphabet_of, matched_count
 from ..descriptions import DescriptionBank, PromptFormat
-from ..region_source import QUERIES, RegionSet
+from ..region_source import RegionSet, no_queries
 from ..scoring import mean_scores, region_scores
 from .base import Measurement, TextFeatures
 from .compared import Comparison, Method
@@ -53,10 +53,7 @@ def compare_regions(
         ValueError: the model has no query decoder.
     """
     if found.lacking:
-        raise ValueError(
-            f"{found.lacking[QUERIES]}: image_weight needs a query decoder, which `clipkit train "
-            "--regions.head query-decoder` trains"
-        )
+        raise ValueError(no_queries(found.lacking))
     queries = [image.queries for image in found.images if image.queries is not None]
     images = torch.stack([one.image_feature for one in queries])
     regions = torch.stack([one.features for one in queries])
