@@ -185,7 +185,7 @@ class PromptedLayer(nn.Module):
         qkv: Tensor = self.qkv(self.norm_1(rows))
         if self.num_heads > 1:
             return qkv
-        queries_and_keys, values = qkv.split([2 * rows.shape[-1], rows.shape[-1]], dim=-1)
+        queries_and_keys, values = torch.split(qkv, [2 * rows.shape[-1], rows.shape[-1]], dim=-1)
         return torch.cat([queries_and_keys, F.linear(values, self.out.weight)], dim=-1)
 
 
