@@ -34,7 +34,7 @@ from report import write_result
 
 from clipkit.preprocess import train_transform
 from clipkit.regions import boxes as region_boxes
-from clipkit.regions.phrases import encode_phrases, prepare_phrases
+from clipkit.regions.phrases import encode_texts, prepare_texts
 
 DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data" / "coco_mini"
 PER_IMAGE = 4
@@ -109,14 +109,19 @@ def kinds_of_step(trainer: Trainer) -> dict[str, Callable[[Batch, int], object]]
     """What is timed."""
     plain = dataclasses.replace(trainer, region_objective=None)
 
-    def phrases_alone(batch: Batch, _step: int) -> None:
-        prepared = prepare_phrases(trainer.model.model, batch["region_text"])
-        encode_phrases(trainer.model, prepared).sum().backward()
+    def texts_alone(batch: Batch, _step: int) -> None:
+        prepared = prepare_texts(trainer.model.model, batch["text"], batch["region_text"])
+        captions, phrases = encode_texts(trainer.model, prepared)
+        (captions.sum() + phrases.sum()).backward()
+
+    def captions_alone(batch: Batch, _step: int) -> None:
+        trainer.model.encode_text(batch["text"], normalize=True).sum().backward()
 
     return {
         "plain": lambda batch, step: train_step(plain, batch, step),
         "prompter": lambda batch, step: train_step(trainer, batch, step),
-        "phrases": phrases_alone,
+        "texts": texts_alone,
+        "captions": captions_alone,
     }
 
 
@@ -166,8 +171,7 @@ def main() -> None:
         return
     batches = make_batches(trainer, options.batch_size, options.repeats + 1)
     seconds = measure(trainer, batches, options.repeats)
-    prepared = [prepare_phrases(trainer.model.model, batch["region_text"]) for batch in batches]
-    num_distinct = statistics.mean(int(one.row.max()) + 1 for one in prepared)
+    num_distinct = statistics.mean(len(torch.unique(batch["region_text"], dim=0)) for batch in batches)
     del trainer
     peaks = {
         name: peak_bytes(name, options.model, options.batch_size, options.threads)
@@ -176,7 +180,8 @@ def main() -> None:
     lines = [
         row("plain CLIP", seconds["plain"], seconds["plain"], peaks["plain"]),
         row("with the Prompter", seconds["prompter"], seconds["plain"], peaks["prompter"]),
-        row("of that: phrases through the text tower", seconds["phrases"], seconds["plain"], None),
+        row("of the former: captions through the text tower", seconds["captions"], seconds["plain"], None),
+        row("of the latter: captions and phrases, packed", seconds["texts"], seconds["plain"], None),
     ]
     body = (
         f"{options.model} from random weights, fp32, batch {options.batch_size}, {options.threads} threads, "

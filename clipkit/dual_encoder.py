@@ -28,7 +28,7 @@ from clipkit.tower_pair import TowerPair
 if TYPE_CHECKING:
     from clipkit.heads.adapted import AdaptedEncoder
     from clipkit.regions.base import RegionHead
-    from clipkit.regions.phrases import Phrases
+    from clipkit.regions.phrases import RegionTexts
 
 _REGION_PREFIX = "region_head."
 
@@ -165,43 +165,41 @@ class DualEncoder(TowerPair):
     def forward(
         self,
         image: Tensor,
-        text: Tensor,
+        text: Tensor | RegionTexts,
         boxes: Tensor | None = None,
         box_index: Tensor | None = None,
-        region_text: Tensor | Phrases | None = None,
+        region_text: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Both towers, for training, and the region head where regions come along.
 
         Args:
             image: as `encode_image` takes it.
-            text: as `encode_text` takes it.
+            text: as `encode_text` takes it; or captions and phrases prepared together, which costs less.
             boxes: (R, 4) xyxy fractions of the images; there may be none in this batch.
             box_index: (R,) int64 in [0, B), rising: the image of each box.
-            region_text: (R, L) int64, the phrase of each box; or these prepared, which costs less.
+            region_text: (R, L) int64, the phrase of each box; not needed where `text` has them.
 
         Returns:
             "image_features" and "text_features" (B, D), L2-normalised; "logit_scale", a scalar, already
             exponentiated; "logit_bias", a scalar, in models that have one. With regions also
             "phrase_features" (R, D), L2-normalised, and the rows that the region head's losses need.
         """
-        output = {
-            "text_features": self.encode_text(text, normalize=True),
-            # Sums of one element: scalars that are no views, which FSDP's backward hooks could lose.
-            "logit_scale": self.logit_scale.exp().sum(),
-        }
+        # Sums of one element: scalars that are no views, which FSDP's backward hooks could lose.
+        output = {"logit_scale": self.logit_scale.exp().sum()}
         if self.logit_bias is not None:
             output["logit_bias"] = self.logit_bias.sum()
-        if boxes is None or box_index is None or region_text is None:
+        if isinstance(text, Tensor):
+            output["text_features"] = self.encode_text(text, normalize=True)
+        if boxes is None or box_index is None:
             return {"image_features": self.encode_image(image, normalize=True), **output}
         from clipkit.regions.answers import training_rows
-        from clipkit.regions.phrases import encode_phrases
+        from clipkit.regions.phrases import encode_texts
 
+        if not isinstance(text, Tensor):
+            output["text_features"], output["phrase_features"] = encode_texts(self, text)
+        elif region_text is not None:
+            output["phrase_features"] = self.encode_text(region_text, normalize=True)
         seen = self.tokens(image)
-        output["phrase_features"] = (
-            self.encode_text(region_text, normalize=True)
-            if isinstance(region_text, Tensor)
-            else encode_phrases(self, region_text)
-        )
         rows = training_rows(self, seen, boxes, box_index, output["phrase_features"])
         return {"image_features": F.normalize(seen.pooled, dim=-1), **output, **rows}
 

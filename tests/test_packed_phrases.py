@@ -1,4 +1,4 @@
-"""Phrases packed and encoded once give what each gives alone."""
+"""Captions and phrases that are packed and encoded once give what each gives alone."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from small_models import small_model
 
 from clipkit.packed_texts import Packed
 from clipkit.regions import phrases as module
-from clipkit.regions.phrases import encode_phrases, prepare_phrases
+from clipkit.regions.phrases import encode_texts, prepare_texts
 
+CAPTIONS = ["a photo of a red star above the small blue ring", "sky", "two boats on a lake"]
 PHRASES = [
     "a red star",
     "the small blue ring at the top",
@@ -31,13 +32,18 @@ def test_features_and_gradients_are_those_of_each_alone(
 ) -> None:
     monkeypatch.setattr(module, "_ROW_TOKENS", row_tokens)
     model = _model()
-    tokens = model.tokenizer(PHRASES)
-    direction = torch.randn(len(PHRASES), model.embed_dim, dtype=torch.float64)
+    captions, phrases = model.tokenizer(CAPTIONS), model.tokenizer(PHRASES)
+    direction = torch.randn(len(CAPTIONS) + len(PHRASES), model.embed_dim, dtype=torch.float64)
     found, gradients = [], []
     for is_packed in (False, True):
-        prepared = prepare_phrases(model.model, tokens)
-        assert isinstance(prepared.texts, Packed)
-        features = encode_phrases(model, prepared) if is_packed else model.encode_text(tokens, normalize=True)
+        prepared = prepare_texts(model.model, captions, phrases)
+        assert isinstance(prepared.parts[0], Packed)
+        each = (
+            encode_texts(model, prepared)
+            if is_packed
+            else [model.encode_text(tokens, normalize=True) for tokens in (captions, phrases)]
+        )
+        features = torch.cat(list(each))
         model.zero_grad()
         (features * direction).sum().backward()
         found.append(features.detach())
@@ -50,33 +56,36 @@ def test_features_and_gradients_are_those_of_each_alone(
 
 def test_the_tower_sees_each_phrase_once_and_no_padding() -> None:
     model = _model()
-    packed = prepare_phrases(model.model, model.tokenizer(PHRASES * 9)).texts
+    (packed,) = prepare_texts(model.model, model.tokenizer(["sky"]), model.tokenizer(PHRASES * 9)).parts
     assert isinstance(packed, Packed)
-    assert len(packed.texts) == len(set(PHRASES))
-    num_words = sum(len(phrase.split()) for phrase in set(PHRASES))
-    assert packed.tokens.shape == (1, 1 + num_words + len(set(PHRASES)))  # a start, and an end of each
+    assert len(packed.texts) == 1 + len(set(PHRASES))
+    num_words = 1 + sum(len(phrase.split()) for phrase in set(PHRASES))
+    assert packed.tokens.shape == (1, 1 + num_words + len(packed.texts))  # a start, and an end of each
 
 
 def test_rows_are_of_like_length() -> None:
     model = small_model()
     words = ("red", "green", "blue", "small", "big", "old", "new", "wet", "dry", "odd")
-    phrases = [f"a {word} thing" for word in words]
-    many = [f"{phrase} number {number}" for phrase in phrases for number in range(10)]
-    packed = prepare_phrases(model.model, model.tokenizer(many)).texts
+    many = [f"a {word} thing number {number}" for word in words for number in range(10)]
+    (packed,) = prepare_texts(model.model, model.tokenizer(["a thing"]), model.tokenizer(many)).parts
     assert isinstance(packed, Packed)
-    num_tokens = 100 * (5 + 1) + len(packed.tokens)
-    assert packed.tokens.numel() <= num_tokens + 6 * len(packed.tokens)
+    num_rows = len(packed.tokens)
+    assert packed.tokens.shape[1] == pytest.approx(64, abs=8)
+    assert packed.tokens.numel() <= 100 * (5 + 1) + 3 + num_rows + 6 * num_rows
 
 
 def test_towers_that_cannot_be_packed_and_no_regions_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
     model = _model()
-    tokens = model.tokenizer(PHRASES)
-    none = encode_phrases(model, prepare_phrases(model.model, tokens[:0]))
-    assert none.shape == (0, model.embed_dim)
-    none.sum().backward()
-    monkeypatch.setattr(module, "can_pack", lambda _: False)
-    prepared = prepare_phrases(model.model, tokens)
-    assert isinstance(prepared.texts, torch.Tensor)
-    assert prepared.texts.shape == (5, 9)
-    found = encode_phrases(model, prepared)
-    torch.testing.assert_close(found, model.encode_text(tokens, normalize=True), rtol=0, atol=1e-9)
+    captions, phrases = model.tokenizer(CAPTIONS), model.tokenizer(PHRASES)
+    for can_pack in (True, False):
+        monkeypatch.setattr(module, "can_pack", lambda _, can_pack=can_pack: can_pack)
+        features, none = encode_texts(model, prepare_texts(model.model, captions, phrases[:0]))
+        assert none.shape == (0, model.embed_dim)
+        (features.sum() + none.sum()).backward()
+    prepared = prepare_texts(model.model, captions, phrases)
+    assert [tuple(part.shape) for part in prepared.parts if isinstance(part, torch.Tensor)] == [
+        (3, 12),
+        (5, 9),
+    ]
+    for found, tokens in zip(encode_texts(model, prepared), (captions, phrases), strict=True):
+        torch.testing.assert_close(found, model.encode_text(tokens, normalize=True), rtol=0, atol=1e-9)

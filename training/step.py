@@ -14,7 +14,7 @@ from clipkit import gradcache
 from clipkit.devices import autocast_of
 from clipkit.distributed import all_reduce_mean
 from clipkit.model import DualEncoder
-from clipkit.regions.phrases import prepare_phrases
+from clipkit.regions.phrases import prepare_texts
 from clipkit.text_towers import needed_columns
 
 from . import optim
@@ -154,20 +154,17 @@ def encode(trainer: Trainer, chunk: Batch) -> dict[str, Tensor]:
     """Named features of a micro-batch: L2-normalised, with the scalars of the loss."""
     # Convolutions are up to 1.5 x as fast on channels-last images; the layout carries through the tower.
     image = chunk["image"].to(trainer.device, non_blocking=True, memory_format=torch.channels_last)
-    inputs: dict[str, Any] = {"image": image, "text": _tokens(trainer, chunk["text"])}
-    if trainer.region_objective is not None:
+    inputs: dict[str, Any] = {"image": image}
+    # Cut or packed on the CPU: wrappers move their inputs to the device, where looking at them would wait.
+    if trainer.region_objective is None:
+        num_columns = needed_columns(trainer.model.model, chunk["text"])
+        inputs["text"] = chunk["text"][:, :num_columns].to(trainer.device, non_blocking=True)
+    else:
         inputs |= {name: chunk[name].to(trainer.device, non_blocking=True) for name in ("boxes", "box_index")}
-        inputs["region_text"] = prepare_phrases(trainer.model.model, chunk["region_text"]).to(trainer.device)
+        texts = prepare_texts(trainer.model.model, chunk["text"], chunk["region_text"])
+        inputs["text"] = texts.to(trainer.device)
     with autocast(trainer):
         return trainer.parallel.forward(**inputs)
-
-
-def _tokens(trainer: Trainer, text: Tensor) -> Tensor:
-    """Tokens on the device, cut to the columns that count.
-
-    Cut here, on the CPU: wrappers move their inputs to the device, where looking at them would wait.
-    """
-    return text[:, : needed_columns(trainer.model.model, text)].to(trainer.device, non_blocking=True)
 
 
 def autocast(trainer: Trainer) -> torch.autocast:

@@ -1,13 +1,14 @@
-"""Phrases of regions on their way through the text tower: each distinct one once, and without padding.
+"""Captions and phrases of regions on their way through the text tower: each once, and without padding.
 
 Many regions of a batch are called the same, and phrases are shorter than captions. Where the tower allows it
-they stand one after the other in few rows, behind one start token, and a mask keeps each from seeing the
-others (`clipkit.packed_texts`), which changes no feature.
+captions and distinct phrases stand one after the other in few rows, behind one start token, and a mask keeps
+each from seeing the others (`clipkit.packed_texts`), which changes no feature.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -28,47 +29,64 @@ _ROW_TOKENS = 64
 
 
 @dataclass(frozen=True)
-class Phrases:
-    """The distinct phrases of some regions, as the text tower takes them."""
+class RegionTexts:
+    """Captions and phrases of a batch, as the text tower takes them."""
 
-    texts: Tensor | Packed
-    """(T, L) int64, or the same packed."""
-    row: Tensor
-    """(R,) int64: which row of the features of `texts` belongs to each region."""
+    parts: tuple[Tensor | Packed, ...]
+    """All of them packed, or captions and distinct phrases, (T, L) int64 each."""
+    caption_row: Tensor
+    """(B,) int64: which row of the features of all parts belongs to each image."""
+    phrase_row: Tensor
+    """(R,) int64: the same of each region."""
 
-    def to(self, device: torch.device) -> Phrases:
+    def to(self, device: torch.device) -> RegionTexts:
         """The same on another device."""
-        if isinstance(self.texts, Tensor):
-            texts: Tensor | Packed = self.texts.to(device, non_blocking=True)
-        else:
-            parts = {field.name: getattr(self.texts, field.name) for field in dataclasses.fields(Packed)}
-            texts = Packed(**{name: part.to(device, non_blocking=True) for name, part in parts.items()})
-        return Phrases(texts, self.row.to(device, non_blocking=True))
+
+        def moved(tensor: Tensor) -> Tensor:
+            return tensor.to(device, non_blocking=True)
+
+        parts = tuple(
+            moved(part) if isinstance(part, Tensor) else Packed(**_moved_fields(part, moved))
+            for part in self.parts
+        )
+        return RegionTexts(parts, moved(self.caption_row), moved(self.phrase_row))
 
 
-def prepare_phrases(model: nn.Module, region_text: Tensor) -> Phrases:
-    """Find the distinct phrases and lay them out.
+def _moved_fields(packed: Packed, moved: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+    return {field.name: moved(getattr(packed, field.name)) for field in dataclasses.fields(packed)}
+
+
+def prepare_texts(model: nn.Module, text: Tensor, region_text: Tensor) -> RegionTexts:
+    """Find the distinct phrases and lay them out with the captions.
 
     Args:
         model: an open_clip model with a text tower.
-        region_text: (R, L) int64 on the CPU; R may be 0.
+        text: (B, L) int64 on the CPU, the captions.
+        region_text: (R, L) int64 on the CPU, the phrases; R may be 0.
     """
     distinct, row = torch.unique(region_text, dim=0, return_inverse=True)
-    if not len(distinct) or not can_pack(model):
-        return Phrases(distinct[:, : needed_columns(model, distinct)], row)
-    lengths = needed_lengths(model, distinct).numpy()
-    packed = pack(_fill_rows(distinct.numpy(), lengths), distinct.numpy(), lengths)
-    return Phrases(packed, packed.texts.argsort()[row])
+    if not can_pack(model):
+        captions, phrases = (tokens[:, : needed_columns(model, tokens)] for tokens in (text, distinct))
+        return RegionTexts((captions, phrases), torch.arange(len(text)), len(text) + row)
+    tokens = torch.cat([text, distinct])
+    lengths = needed_lengths(model, tokens).numpy()
+    packed = pack(_fill_rows(tokens.numpy(), lengths), tokens.numpy(), lengths)
+    place = packed.texts.argsort()
+    return RegionTexts((packed,), place[: len(text)], place[len(text) :][row])
 
 
-def encode_phrases(model: DualEncoder, phrases: Phrases) -> Tensor:
-    """Features of the phrase of each region: (R, D), L2-normalised."""
-    # Not by `model.encode_text`: FSDP counts calls of it, and a rank without regions must make the same ones.
-    if isinstance(phrases.texts, Tensor):
-        features = encode_text(model.model, phrases.texts.to(model.logit_scale.device))
-    else:
-        features = encode_packed(model.model, phrases.texts)
-    return F.normalize(features, dim=-1)[phrases.row]
+def encode_texts(model: DualEncoder, texts: RegionTexts) -> tuple[Tensor, Tensor]:
+    """Features of the captions (B, D) and of the phrase of each region (R, D), L2-normalised."""
+    device = model.logit_scale.device
+    # Not by `model.encode_text`, whose calls FSDP orders its collectives by.
+    features = [
+        encode_text(model.model, part.to(device))
+        if isinstance(part, Tensor)
+        else encode_packed(model.model, part)
+        for part in texts.parts
+    ]
+    normed = F.normalize(torch.cat(features), dim=-1)
+    return normed[texts.caption_row], normed[texts.phrase_row]
 
 
 def _fill_rows(tokens: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]) -> list[Row]:
