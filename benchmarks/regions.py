@@ -41,6 +41,8 @@ PER_IMAGE = 4
 WORDS = (2, 4)
 
 Batch = dict[str, Any]
+Seconds = dict[str, list[float]]
+"""By kind of step."""
 
 
 def make_trainer(model: str, batch_size: int) -> Trainer:
@@ -125,15 +127,23 @@ def kinds_of_step(trainer: Trainer) -> dict[str, Callable[[Batch, int], object]]
     }
 
 
-def measure(trainer: Trainer, batches: list[Batch], repeats: int) -> dict[str, list[float]]:
-    """Seconds of each kind of step, which take turns; the first of each does not count."""
-    seconds: dict[str, list[float]] = {}
+def measure(trainer: Trainer, batches: list[Batch], repeats: int) -> tuple[Seconds, Seconds]:
+    """Seconds of each kind of step, which take turns, by the clock and of the processor.
+
+    The first of each does not count.
+    """
+    by_clock: Seconds = {}
+    of_processor: Seconds = {}
     for number in range(repeats + 1):
         for name, step in kinds_of_step(trainer).items():
-            began = time.perf_counter()
+            clock, processor = time.perf_counter(), time.process_time()
             step(batches[number % len(batches)], number)
-            seconds.setdefault(name, []).append(time.perf_counter() - began)
-    return {name: values[1:] for name, values in seconds.items()}
+            by_clock.setdefault(name, []).append(time.perf_counter() - clock)
+            of_processor.setdefault(name, []).append(time.process_time() - processor)
+    by_clock, of_processor = (
+        {name: values[1:] for name, values in found.items()} for found in (by_clock, of_processor)
+    )
+    return by_clock, of_processor
 
 
 def peak_bytes(name: str, model: str, batch_size: int, threads: int) -> int:
@@ -143,14 +153,15 @@ def peak_bytes(name: str, model: str, batch_size: int, threads: int) -> int:
     return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
 
 
-def row(name: str, values: list[float], base: list[float], peak: int | None) -> str:
+def row(name: str, kind: str, by_clock: Seconds, of_processor: Seconds, peak: int | None) -> str:
     """A line of the table."""
-    ratios = [value / other for value, other in zip(values, base, strict=True)]
-    memory = "" if peak is None else f"{peak / 2**30:.2f}"
-    return (
-        f"| {name} | {statistics.median(values):.3f} | {min(values):.3f} to {max(values):.3f} "
-        f"| {statistics.median(ratios):.3f} | {min(ratios):.3f} to {max(ratios):.3f} | {memory} |"
-    )
+    cells = [name]
+    for seconds in (by_clock, of_processor):
+        ratios = [own / base for own, base in zip(seconds[kind], seconds["plain"], strict=True)]
+        low, middle, high = min(ratios), statistics.median(ratios), max(ratios)
+        cells += [f"{statistics.median(seconds[kind]):.3f}", f"{middle:.3f} ({low:.3f} to {high:.3f})"]
+    cells.append("" if peak is None else f"{peak / 2**30:.2f}")
+    return f"| {' | '.join(cells)} |"
 
 
 def main() -> None:
@@ -159,7 +170,7 @@ def main() -> None:
     parser.add_argument("--model", default="ViT-B-32")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--repeats", type=int, default=12)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--only", choices=("plain", "prompter"), help="three steps, then the peak memory")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -178,18 +189,18 @@ def main() -> None:
         for name in ("plain", "prompter")
     }
     lines = [
-        row("plain CLIP", seconds["plain"], seconds["plain"], peaks["plain"]),
-        row("with the Prompter", seconds["prompter"], seconds["plain"], peaks["prompter"]),
-        row("of the former: captions through the text tower", seconds["captions"], seconds["plain"], None),
-        row("of the latter: captions and phrases, packed", seconds["texts"], seconds["plain"], None),
+        row("plain CLIP", "plain", *seconds, peaks["plain"]),
+        row("with the Prompter", "prompter", *seconds, peaks["prompter"]),
+        row("of the former: captions through the text tower", "captions", *seconds, None),
+        row("of the latter: captions and phrases, packed", "texts", *seconds, None),
     ]
     body = (
-        f"{options.model} from random weights, fp32, batch {options.batch_size}, {options.threads} threads, "
+        f"{options.model} from random weights, fp32, batch {options.batch_size}, {options.threads} thread(s), "
         f"{PER_IMAGE} regions an image, phrases of {WORDS[0]} to {WORDS[1]} words of which "
         f"{num_distinct:.0f} of {PER_IMAGE * options.batch_size} are distinct; the Prompter by its default "
-        f"settings. {options.repeats} steps of each kind in turns after one warm-up; a ratio is that of two "
-        "successive steps on the same batch.\n\n"
-        "| step | seconds, median | range | x plain CLIP, median | range | peak memory, GiB |\n"
+        f"settings. {options.repeats} steps of each kind in turns after one warm-up; seconds are medians; a "
+        "ratio is the median (and range) of those of two steps on the same batch, one after the other.\n\n"
+        "| step | seconds by the clock | x plain CLIP | processor seconds | x plain CLIP | peak memory, GiB |\n"
         "|---|---|---|---|---|---|\n" + "\n".join(lines) + "\n"
     )
     write_result("regions", "A training step with regions", body, command=sys.argv)

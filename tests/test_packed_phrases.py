@@ -70,7 +70,7 @@ def test_rows_are_of_like_length() -> None:
     (packed,) = prepare_texts(model.model, model.tokenizer(["a thing"]), model.tokenizer(many)).parts
     assert isinstance(packed, Packed)
     num_rows = len(packed.tokens)
-    assert packed.tokens.shape[1] == pytest.approx(64, abs=8)
+    assert packed.tokens.shape[1] == pytest.approx(64, abs=10)
     assert packed.tokens.numel() <= 100 * (5 + 1) + 3 + num_rows + 6 * num_rows
 
 
