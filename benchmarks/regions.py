@@ -195,12 +195,12 @@ def main() -> None:
         row("of the latter: captions and phrases, packed", "texts", *seconds, None),
     ]
     body = (
-        f"{options.model} from random weights, fp32, batch {options.batch_size}, {options.threads} thread(s), "
+        f"{options.model}, random weights, fp32, batch {options.batch_size}, {options.threads} thread(s); "
         f"{PER_IMAGE} regions an image, phrases of {WORDS[0]} to {WORDS[1]} words of which "
         f"{num_distinct:.0f} of {PER_IMAGE * options.batch_size} are distinct; the Prompter by its default "
         f"settings. {options.repeats} steps of each kind in turns after one warm-up; seconds are medians; a "
         "ratio is the median (and range) of those of two steps on the same batch, one after the other.\n\n"
-        "| step | seconds by the clock | x plain CLIP | processor seconds | x plain CLIP | peak memory, GiB |\n"
+        "| step | seconds, clock | x plain CLIP | seconds, processor | x plain CLIP | peak memory, GiB |\n"
         "|---|---|---|---|---|---|\n" + "\n".join(lines) + "\n"
     )
     write_result("regions", "A training step with regions", body, command=sys.argv)
