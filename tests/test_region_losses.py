@@ -158,3 +158,14 @@ def test_images_are_matched_each_by_itself():
     found = match(predicted, boxes, torch.tensor([0, 0, 2]))
     pairs = {(int(i), int(q)): int(b) for i, q, b in zip(found.image, found.query, found.box, strict=True)}
     assert pairs == {(0, 1): 0, (0, 0): 1, (2, 1): 2}
+
+
+def test_predictions_that_are_not_finite_are_matched_last():
+    """So that it is the loss that is not finite, which stops a run, and no error of the matching."""
+    boxes = torch.tensor([[0.1, 0.1, 0.4, 0.5], [0.5, 0.5, 0.9, 0.8]])
+    predicted = torch.stack([torch.full((4,), torch.nan), boxes[1], boxes[0]])[None]
+    found = match(predicted, boxes, torch.tensor([0, 0]))
+    assert dict(zip(found.box.tolist(), found.query.tolist(), strict=True)) == {0: 2, 1: 1}
+    lost = match(predicted[:, :1], boxes[:1], torch.tensor([0]))
+    assert lost.query.tolist() == [0]
+    assert box_loss(predicted[0, lost.query], boxes[lost.box]).isnan()

@@ -15,6 +15,9 @@ GIOU_COST = 2.0
 """Of the matching, as in DETR (arXiv:2005.12872, section A.4) and GRAIN's code."""
 
 
+_NO_FIT = 1e6
+
+
 def corner_loss(predicted: Tensor, boxes: Tensor, *, group: Group = None) -> Tensor:
     """Mean squared error of corners (CLOC, arXiv:2410.02746, Equation 3).
 
@@ -110,7 +113,8 @@ def match(predicted: Tensor, boxes: Tensor, box_index: Tensor) -> Matching:
         own, true = predicted[image].float(), boxes[rows].float()
         distance = torch.cdist(as_centres(own), as_centres(true), p=1)
         cost = L1_COST * distance - GIOU_COST * generalized_box_iou(own, true)
-        queries, columns = linear_sum_assignment(cost.cpu().numpy())
+        # Predictions that are not finite fit nothing; their loss, which is not finite, tells of them.
+        queries, columns = linear_sum_assignment(cost.nan_to_num(_NO_FIT, _NO_FIT, _NO_FIT).cpu().numpy())
         places = rows.tolist()
         found += [(image, int(q), places[int(c)]) for q, c in zip(queries, columns, strict=True)]
     table = torch.tensor(found, dtype=torch.int64, device=predicted.device).reshape(-1, 3)
