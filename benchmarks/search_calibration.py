@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import faiss
 import numpy as np
 from clipkit.retrieval.index_faiss import SearchSettings, VectorIndex
 from clipkit.retrieval.index_tune import recall_of
+from search_machine import distance_cost
 
 RECALLS = (0.90, 0.95, 0.99)
 NUM_QUERIES = 200
@@ -26,6 +28,17 @@ VIBE_TEXT_OVER_IMAGE = 2.4
 """How much longer hnswlib takes for a text than for an image, at recall 0.95."""
 
 Curve = list[tuple[float, float]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodesPoint:
+    """One setting of codes whose candidates are compared again."""
+
+    recall: float
+    seconds: float
+    """Of a query, on one thread."""
+    nprobe: int
+    k_factor: int
 
 
 def cost_at(curve: Sequence[tuple[float, float]], recall: float) -> float:
@@ -89,8 +102,8 @@ def lists_curve(index: faiss.IndexIVF, queries: np.ndarray, neighbours: np.ndarr
     )
 
 
-def codes_curve(index: VectorIndex, queries: np.ndarray, neighbours: np.ndarray) -> Curve:
-    """Seconds a query of codes whose candidates are compared again: the fastest settings for each recall."""
+def codes_curve(index: VectorIndex, queries: np.ndarray, neighbours: np.ndarray) -> list[CodesPoint]:
+    """Codes whose candidates are compared again: the settings of which none is both slower and worse."""
     k = neighbours.shape[1]
     points = []
     for nprobe in (16, 32, 64, 128, 256):
@@ -99,10 +112,19 @@ def codes_curve(index: VectorIndex, queries: np.ndarray, neighbours: np.ndarray)
             began = time.process_time()
             _, found = index.search(queries, k, settings)
             seconds = (time.process_time() - began) / len(queries)
-            points.append((recall_of(found, neighbours, k), seconds))
-    points.sort(key=lambda point: point[1])
-    best = np.maximum.accumulate([recall for recall, _ in points])
-    return [point for point, so_far in zip(points, best, strict=True) if point[0] == so_far]
+            recall = recall_of(found, neighbours, k)
+            points.append(CodesPoint(recall=recall, seconds=seconds, nprobe=nprobe, k_factor=k_factor))
+    points.sort(key=lambda point: point.seconds)
+    best = np.maximum.accumulate([point.recall for point in points])
+    return [point for point, so_far in zip(points, best, strict=True) if point.recall == so_far]
+
+
+def codes_bytes(index: VectorIndex, point: CodesPoint, k: int) -> float:
+    """Bytes that a query reads, with lists of mean length: centroids, codes, and candidates (fp16)."""
+    assert index.num_lists is not None
+    dim = index.embed_dim
+    codes = point.nprobe / index.num_lists * len(index) * dim / 4
+    return 4 * dim * index.num_lists + codes + 2 * dim * point.k_factor * k
 
 
 def calibration(work: Path) -> str:
@@ -116,10 +138,7 @@ def calibration(work: Path) -> str:
         neighbours = np.load(work / f"{kind}_neighbours.npy")[:NUM_QUERIES]
         curves["hnsw", kind] = graph_curve(graph, queries, neighbours)
         curves["ivf", kind] = lists_curve(lists, queries, neighbours)
-    texts = np.load(work / "text_queries.npy")[:NUM_QUERIES]
-    neighbours = np.load(work / "text_neighbours.npy")[:NUM_QUERIES]
-    graph_seconds = cost_at(graph_curve(graph, texts, neighbours, timed=True), 0.95)
-    codes_seconds = cost_at(codes_curve(VectorIndex(whole), texts, neighbours), 0.95)
+    at = {key: cost_at(curve, 0.95) for key, curve in curves.items()}
     rows = [
         f"| {name} | {kind} | "
         + " | ".join(f"{cost_at(curve, recall):,.0f}" for recall in RECALLS)
@@ -127,18 +146,42 @@ def calibration(work: Path) -> str:
         + " |"
         for (name, kind), curve in curves.items()
     ]
-    at = {key: cost_at(curve, 0.95) for key, curve in curves.items()}
-    theirs = VIBE["hnsw"][1] / VIBE["ivf"][1]
+    texts = np.load(work / "text_queries.npy")[:NUM_QUERIES]
+    neighbours = np.load(work / "text_neighbours.npy")[:NUM_QUERIES]
+    graph_seconds = cost_at(graph_curve(graph, texts, neighbours, timed=True), 0.95)
+    points = codes_curve(VectorIndex(whole), texts, neighbours)
+    codes = next((point for point in points if point.recall >= 0.95), points[-1])
+    num_graph, num_lists = at["hnsw", "text"], at["ivf", "text"]
+    megabytes = {
+        "graph": num_graph * 4 * whole.d / 1e6,
+        "inverted file": num_lists * 4 * whole.d / 1e6,
+        "codes": codes_bytes(VectorIndex(whole), codes, neighbours.shape[1]) / 1e6,
+    }
+    cost = distance_cost()
+    graph_rate, lists_rate = VIBE["hnsw"][1], VIBE["ivf"][1]
     return (
         "## Calibration\n\n"
         "Vectors compared for a query, k = 100, and VIBE's queries a second.\n\n"
         "| index | queries | recall 0.90 | 0.95 | 0.99 | VIBE at these |\n|---|---|---|---|---|---|\n"
         + "\n".join(rows)
         + "\n\n| at recall 0.95 | here | VIBE |\n|---|---|---|\n"
-        f"| inverted file / graph, text | {at['ivf', 'text'] / at['hnsw', 'text']:.2f} (vectors) "
-        f"| {theirs:.2f} (time) |\n"
-        f"| codes compared again / graph, text, queries a second | {1 / codes_seconds:,.0f} / "
-        f"{1 / graph_seconds:,.0f} = {graph_seconds / codes_seconds:.2f} "
-        f"| {VIBE_CODES} / {VIBE['hnsw'][1]} = {VIBE_CODES / VIBE['hnsw'][1]:.2f} |\n"
-        f"| text / image, graph | {at['hnsw', 'text'] / at['hnsw', 'image']:.2f} | {VIBE_TEXT_OVER_IMAGE} |\n"
+        f"| inverted file / graph, text | {num_lists / num_graph:.2f} (vectors) "
+        f"| {graph_rate / lists_rate:.2f} (time) |\n"
+        f"| text / image, graph | {num_graph / at['hnsw', 'image']:.2f} (vectors) "
+        f"| {VIBE_TEXT_OVER_IMAGE} (time) |\n\n"
+        "Bytes read for a text at recall 0.95: "
+        + ", ".join(f"{name} {size:.1f} MB" for name, size in megabytes.items())
+        + f" (nprobe {codes.nprobe}, k_factor {codes.k_factor}: recall {codes.recall:.3f}).\n\n"
+        "## The machine's part\n\n"
+        "| nanoseconds for a vector of 2 KiB | here | what VIBE's rates come to with the counts above |\n"
+        "|---|---|---|\n"
+        f"| of a graph, searched | {1e9 * graph_seconds / num_graph:.0f} "
+        f"| {1e9 / graph_rate / num_graph:.0f} |\n"
+        f"| at random places | {cost.anywhere:.0f} | |\n"
+        f"| in order | {cost.in_order:.0f} | {1e9 / lists_rate / num_lists:.0f} (inverted file) |\n"
+        f"| in the cache | {cost.cached:.0f} | |\n\n"
+        f"Codes / graph, text, queries a second: {1 / codes.seconds:,.0f} / {1 / graph_seconds:,.0f} = "
+        f"{graph_seconds / codes.seconds:.2f} here, {VIBE_CODES} / {graph_rate} = "
+        f"{VIBE_CODES / graph_rate:.2f} in VIBE; with a graph at VIBE's rate and codes at ours it would be "
+        f"{1 / codes.seconds / graph_rate:.2f}.\n"
     )

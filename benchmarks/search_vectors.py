@@ -28,9 +28,11 @@ class VectorSettings:
     """Statistics of the vectors."""
 
     embed_dim: int = 512
-    decay: float = 1.6
-    """Exponent of the power law of the variances along principal directions."""
-    num_topics: int = 2000
+    decay: float = 1.15
+    """Exponent of the power law of the variances of images along principal directions."""
+    text_decay: float = 1.3
+    """The same of what texts have of their own."""
+    num_topics: int = 20_000
     topic_decay: float = 0.7
     """Exponent of the power law of their sizes."""
     topic_share: float = 0.7
@@ -42,7 +44,7 @@ class VectorSettings:
     """Of both means."""
     pair_cosine: float = 0.32
     """Of an image and its text, less their means."""
-    image_like_share: float = 0.1
+    image_like_share: float = 0.15
     """Of the variance of texts that has nothing to do with their image: how much lies along the directions of
     images. The rest lies across the first `num_shared_directions` of those."""
     num_shared_directions: int = 64
@@ -69,7 +71,7 @@ class VectorSource:
         self._image_directions = (scales * directions).astype(np.float32)
         num_own = dim - chosen.num_shared_directions
         own = _rotation(rng, num_own) @ directions[chosen.num_shared_directions :]
-        own_scales = np.sqrt(_power_law(num_own, chosen.decay, offset=2))[:, None]
+        own_scales = np.sqrt(_power_law(num_own, chosen.text_decay, offset=2))[:, None]
         self._text_directions = (own_scales * own).astype(np.float32)
         self._topics = rng.standard_normal((chosen.num_topics, dim), dtype=np.float32)
         self._topic_sizes = _power_law(chosen.num_topics, chosen.topic_decay)
