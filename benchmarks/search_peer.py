@@ -1,8 +1,9 @@
 """autofaiss in its own environment: builds an index, then answers about it line by line.
 
-peer/bin/python benchmarks/search_peer.py EMBEDDINGS INDEX MEMORY      # builds INDEX, and prints one line
-peer/bin/python benchmarks/search_peer.py INDEX QUERIES.npy            # a line of faiss parameters in,
-                                                                       # a line with seconds and a file out
+peer/bin/python benchmarks/search_peer.py EMBEDDINGS INDEX MEMORY
+builds INDEX, and prints a line of facts
+peer/bin/python benchmarks/search_peer.py INDEX QUERIES.npy FOUND.npy answer
+for each line of faiss parameters, writes FOUND.npy and prints a line with the seconds
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def build(embeddings: str, index_path: str, memory: str) -> None:
     print(json.dumps({key: value for key, value in found.items() if isinstance(value, str | int | float)}))
 
 
-def answer(index_path: str, queries_path: str) -> None:
+def answer(index_path: str, queries_path: str, found_path: str) -> None:
     """Search one query at a time on one thread, with the parameters that are asked for."""
     faiss.omp_set_num_threads(1)
     index = faiss.read_index(index_path)
@@ -53,9 +54,9 @@ def answer(index_path: str, queries_path: str) -> None:
             _, places = index.search(queries[row : row + 1], K)
             seconds[row] = time.perf_counter() - began
             found[row] = places[0]
-        np.save(f"{index_path}.found.npy", found)
+        np.save(found_path, found)
         print(json.dumps({"seconds": seconds.sum()}), flush=True)
 
 
 if __name__ == "__main__":
-    build(*sys.argv[1:]) if len(sys.argv) == 4 else answer(*sys.argv[1:])
+    answer(*sys.argv[1:4]) if sys.argv[4:] == ["answer"] else build(*sys.argv[1:])
