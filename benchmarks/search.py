@@ -155,7 +155,8 @@ def compare(work: Path, peer_python: str, rounds: int) -> str:
     ]
     as_built_recall = recall_of(as_built[1], neighbours, K)
     return (
-        f"| index | recall@{K} | ms a query (range) | build, s | its processor, s | GB |\n|---|---|---|---|---|---|\n"
+        f"| index | recall@{K} | ms a query (range) | build, s | of processors, s | GB |\n"
+        "|---|---|---|---|---|---|\n"
         + "\n".join(rows)
         + f"\n\n{_ratio(milliseconds, 'peer')} times as fast, and {_ratio(milliseconds, 'huge')} with the "
         f"graph in huge pages; {len(queries)} text queries, {rounds} rounds in turns, one thread.\n"
