@@ -36,6 +36,7 @@ class VectorSettings:
     text_decay: float = 1.3
     """The same of what texts have of their own."""
     num_topics: int = 20_000
+    """About fifty images of each among a million; fewer rows need fewer topics."""
     topic_decay: float = 0.7
     """Exponent of the power law of their sizes."""
     topic_share: float = 0.7
