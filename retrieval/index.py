@@ -65,6 +65,8 @@ class SearchIndex:
         present = np.flatnonzero(ids >= 0)
         self._alive = None if len(present) == len(ids) else ids >= 0
         self._places = present[np.argsort(ids[present], kind="stable")]
+        # Held, since gathering all of them for ten rows takes longer than reading those.
+        self._known: Int64s = ids[self._places]
         self._masks: dict[Filter, Bools] = {}
         self.factory: str = about.get("factory", "")
         """String of `faiss.index_factory`; empty for an index of another tool."""
@@ -150,7 +152,7 @@ class SearchIndex:
     @property
     def ids(self) -> Int64s:
         """(num_rows,) all ids, rising."""
-        found: Int64s = self._ids[self._places]
+        found: Int64s = self._known.copy()
         return found
 
     def is_current(self) -> bool:
@@ -237,7 +239,7 @@ class SearchIndex:
 
     def _positions(self, ids: Sequence[int] | Int64s) -> Int64s:
         wanted = np.asarray(ids, np.int64)
-        known = self._ids[self._places]
+        known = self._known
         places = np.minimum(np.searchsorted(known, wanted), max(len(known) - 1, 0))
         unknown = wanted[known[places] != wanted] if len(known) else wanted
         if len(unknown):
