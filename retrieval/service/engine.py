@@ -56,7 +56,7 @@ class Engine:
         self._show_rows()
 
     def _start_workers(self) -> list[tuple[list[str], Worker]]:
-        """One thread on a CPU, whose cores towers and indexes would take from each other; two with a GPU."""
+        """A thread for towers and one for indexes: a search does not wait for the next batch of texts."""
         settings = self.settings
         encode = {
             "text": Lane(
@@ -70,11 +70,10 @@ class Engine:
         search = {
             "search": Lane(run=self._timed("search", run_searches), max_batch=settings.max_search_batch)
         }
-        groups = [{**search, **encode}] if self.towers.is_on_cpu else [encode, search]
         set_up = _set_up(settings.num_threads)
         return [
             (list(lanes), Worker(f"clipkit-{next(iter(lanes))}", lanes, self.meters, set_up))
-            for lanes in groups
+            for lanes in (encode, search)
         ]
 
     @property
@@ -123,7 +122,9 @@ class Engine:
         missing = [key for key, vector in known.items() if vector is None]
         self.meters.text_cache.labels("yes").inc(len(known) - len(missing))
         self.meters.text_cache.labels("no").inc(len(missing))
-        found = await asyncio.gather(*(self._job("text", key) for key in missing))
+        # A query has one text as a rule, and a task for it costs more than the rest of this function.
+        waits = [self._job("text", key) for key in missing]
+        found = [await waits[0]] if len(waits) == 1 else await asyncio.gather(*waits)
         vectors = {**known, **dict(zip(missing, found, strict=True))}
         return [vectors[key] for key in keys]
 

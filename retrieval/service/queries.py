@@ -36,9 +36,11 @@ async def part_vectors(engine: Engine, parts: Sequence[Part], served: Served | N
     for part in parts:
         _check(engine, part)
     places = [place for place, part in enumerate(parts) if part.text is not None]
+    wanted = engine.texts([parts[place].text or "" for place in places])
+    if len(places) == len(parts):
+        return await wanted
     texts, others = await asyncio.gather(
-        engine.texts([parts[place].text or "" for place in places]),
-        asyncio.gather(*(_vector(engine, part, served) for part in parts if part.text is None)),
+        wanted, asyncio.gather(*(_vector(engine, part, served) for part in parts if part.text is None))
     )
     by_place = dict(zip(places, texts, strict=True))
     remaining = iter(others)
@@ -60,11 +62,14 @@ async def query_vector(
     """
     if not parts and not files:
         raise Refusal(400, f"the query is empty: give one of {', '.join(KINDS)}, or queries")
-    named, pictures = await asyncio.gather(
-        part_vectors(engine, parts, served), asyncio.gather(*map(engine.image, files))
-    )
+    named = part_vectors(engine, parts, served)
+    if files:
+        found, pictures = await asyncio.gather(named, asyncio.gather(*map(engine.image, files)))
+        vectors = [*found, *pictures]
+    else:
+        vectors = await named
     weights = [part.weight for part in parts] + [file_weight] * len(files)
-    total = np.tensordot(weights, np.stack([*named, *pictures]), axes=1)
+    total = np.asarray(weights) @ np.stack(vectors)
     return _unit(total, "the parts of the query cancel each other: change their weights")
 
 
