@@ -33,12 +33,15 @@ import torch
 import yaml
 from adaptation_data import SETS, describe, prepare
 from clipkit.training.adapt import loop
+from clipkit.training.adapt.accuracy import accuracy, before_and_after, needs_trained_classes
 from clipkit.training.adapt.loop import AdaptJob, adapt
 from clipkit.training.adapt.recipe import Recipe, read_recipe
 from loss import _resident as resident
 from report import write_result
 
-from clipkit.data.class_splits import base_classes, new_classes, open_class_splits
+from clipkit.data.class_splits import ClassSplits, base_classes, new_classes, open_class_splits
+from clipkit.dual_encoder import DualEncoder
+from clipkit.heads.base import Head
 
 ROOT = Path(__file__).resolve().parent.parent
 ZERO_SHOT = "zero-shot"
@@ -118,7 +121,10 @@ def all_runs(
                         overwrite=True,
                         quiet=True,
                     )
-                    done[key] = _alone(name, job)
+                    frozen = next(
+                        (run for run in done.values() if run.set == name and run.new is not None), None
+                    )
+                    done[key] = _alone(name, job, frozen)
                     with done_path.open("a", encoding="utf-8") as file:
                         file.write(json.dumps(asdict(done[key])) + "\n")
                     print(done[key], file=sys.stderr, flush=True)
@@ -133,11 +139,11 @@ def _validation_as_test(split: Path) -> Path:
     return path
 
 
-def _alone(name: str, job: AdaptJob) -> Run:
-    """A run in a process of its own, which has all modules."""
+def _alone(name: str, job: AdaptJob, frozen: Run | None) -> Run:
+    """A run in a process of its own, which has all modules; see `_measured`."""
     context = multiprocessing.get_context("fork")
     answers: Any = context.SimpleQueue()
-    process = context.Process(target=lambda: answers.put(_measured(name, job)))
+    process = context.Process(target=lambda: answers.put(_measured(name, job, frozen)))
     process.start()
     process.join()
     if process.exitcode:
@@ -146,17 +152,19 @@ def _alone(name: str, job: AdaptJob) -> Run:
     return run
 
 
-def _measured(name: str, job: AdaptJob) -> Run:
+def _measured(name: str, job: AdaptJob, frozen: Run | None) -> Run:
+    """A run; what zero-shot is on the set is taken from `frozen`, another run, where there is one."""
     torch.set_num_threads(1)
     before, began = resident("VmRSS"), time.process_time()
     Path("/proc/self/clear_refs").write_text("5")
     seconds = peak = 0.0
-    test = loop.before_and_after
 
-    def at_the_test(*arguments: Any) -> Any:
+    def at_the_test(model: DualEncoder, head: Head, splits: ClassSplits, split: str, precision: Any) -> Any:
         nonlocal seconds, peak
         seconds, peak = time.process_time() - began, resident("VmHWM") - before
-        return test(*arguments)
+        if frozen is None:
+            return before_and_after(model, head, splits, split, precision)
+        return _after(model, head, splits, precision, frozen)
 
     with mock.patch.object(loop, "before_and_after", at_the_test):
         facts = adapt(job)
@@ -177,6 +185,22 @@ def _measured(name: str, job: AdaptJob) -> Run:
         seconds=seconds,
         megabytes=peak / 1e6,
     )
+
+
+def _after(
+    model: DualEncoder, head: Head, splits: ClassSplits, precision: Any, frozen: Run
+) -> dict[str, dict[str, float]]:
+    """What `before_and_after` gives, with nothing measured of the model as it is."""
+    halves = {"base": (base_classes(splits.names), frozen.zero_shot_base)}
+    if frozen.zero_shot_new is not None and not needs_trained_classes(head):
+        halves["new"] = (new_classes(splits.names), frozen.zero_shot_new)
+    return {
+        part: {
+            "before": percent / 100,
+            "after": accuracy(model, head, splits.test.of_classes(half), precision),
+        }
+        for part, (half, percent) in halves.items()
+    }
 
 
 def harmonic_mean(base: float, new: float) -> float:
