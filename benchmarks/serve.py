@@ -5,8 +5,8 @@
 
 ViT-B-32 with random weights, the same for both; vectors that lie around those of captions, so that texts
 have neighbours; no text is asked twice, and the cache of texts is off. Clients ask the next query when the
-last one is answered (closed loop), from a process of their own on the same cores. Each service has the index
-that its tools make of the same vectors. The services take turns.
+last one is answered (closed loop), from a process of their own on the same cores. Both serve the index that
+`clip-retrieval index` makes, so that they answer alike. The services take turns.
 """
 
 from __future__ import annotations
@@ -32,7 +32,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 import torch.nn.functional as F
-from clipkit.retrieval.index_build import build_index
 from report import write_result
 
 import clipkit
@@ -70,7 +69,7 @@ def captions(count: int, seed: int) -> list[str]:
 
 
 def prepare(folder: Path, num_rows: int, peer: str) -> None:
-    """A model directory and its bare weights, embeddings, and the index of each service."""
+    """A model directory and its bare weights, embeddings, and their index."""
     torch.manual_seed(0)
     model = clipkit.create(MODEL)
     model.save(folder / "model")
@@ -94,7 +93,6 @@ def prepare(folder: Path, num_rows: int, peer: str) -> None:
         }
     )
     pq.write_table(table, folder / "embeddings" / "metadata" / "metadata_0.parquet")
-    build_index(folder / "embeddings", folder / "index")
     tool = Path(peer).with_name("clip-retrieval")
     folders = ["--embeddings_folder", folder / "embeddings", "--index_folder", folder / "peer.part"]
     subprocess.run([tool, "index", *map(str, folders)], check=True, stderr=subprocess.DEVNULL)
@@ -123,7 +121,7 @@ def running(command: Sequence[str], num_threads: int) -> Iterator[str]:
 
 def ours(folder: Path, precision: str = "fp32", text_cache_size: int = 0) -> list[str]:
     """The command of `clipkit serve`."""
-    command = [sys.executable, "-m", "clipkit", "serve", f"index={folder / 'index'}", "--port", "0"]
+    command = [sys.executable, "-m", "clipkit", "serve", f"index={folder / 'peer'}", "--port", "0"]
     model = ["--model", str(folder / "model"), "--precision", precision]
     return [*command, *model, "--text-cache-size", str(text_cache_size), "--max-waiting", "1000"]
 
