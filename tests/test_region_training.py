@@ -34,9 +34,10 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def flags(output: Path, data: Path, *more: str) -> list[str]:
-    fixed = ["train", "--output", str(output), "--model.name", "test-vit", "--data.num-workers", "0"]
-    fixed += ["--data.sources.scenes", str(data), "--log.every-steps", "1", "--data.batch-size-per-rank", "8"]
-    return [*fixed, *more]
+    fixed = ["train", "--output", str(output), "--model.name", "test-vit", "--log.every-steps", "1"]
+    fixed += ["--data.sources.scenes", str(data), "--data.batch-size-per-rank", "8"]
+    workers = [] if "--data.num-workers" in more else ["--data.num-workers", "0"]
+    return [*fixed, *workers, *more]
 
 
 def curve(output: Path) -> list[dict[str, float]]:
