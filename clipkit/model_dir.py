@@ -147,7 +147,12 @@ def _kept_heads(path: Path, identity: str) -> list[Path]:
     # States of trainings that were cut are hidden, and stay behind.
     heads = sorted(head for head in (path / HEADS_NAME).glob("*") if not head.name.startswith("."))
     if heads and read_json(path / RECORD_NAME).get("model_id") != identity:
-        raise ValueError(f"{path / HEADS_NAME} holds heads made for other weights: save to another path")
+        from clipkit.regions.heads import NAME
+
+        # A region head is a part of the model, and goes with the weights that are replaced.
+        if any(head.stem != NAME for head in heads):
+            raise ValueError(f"{path / HEADS_NAME} holds heads made for other weights: save to another path")
+        return []
     return heads
 
 

@@ -98,6 +98,25 @@ def test_it_is_saved_and_loaded_with_the_model(kind: str, tmp_path: Path) -> Non
         loaded.with_head("regions")
 
 
+def test_a_model_that_went_on_training_takes_the_place_of_the_earlier_one(tmp_path: Path) -> None:
+    model = _model("prompter")
+    model.save(tmp_path / "model")
+    assert model.region_head is not None
+    with torch.no_grad():
+        model.logit_scale.add_(0.1)
+        for parameter in model.region_head.parameters():
+            parameter += 0.1
+    model.save(tmp_path / "model")
+    loaded = clipkit.load(tmp_path / "model").region_head
+    assert loaded is not None
+    assert all(
+        torch.equal(tensor, loaded.state_dict()[name])
+        for name, tensor in model.region_head.state_dict().items()
+    )
+    small_model(seed=3).save(tmp_path / "model")
+    assert clipkit.load(tmp_path / "model").region_head is None
+
+
 def test_a_damaged_head_is_refused(tmp_path: Path) -> None:
     _model("prompter").save(tmp_path / "model")
     path = tmp_path / "model" / "heads" / "regions.safetensors"
