@@ -57,6 +57,14 @@ def test_micro_batches_do_not_change_the_gradient(kind: str) -> None:
         assert np.linalg.norm(found[name] - grad) <= 2e-5 * np.linalg.norm(grad) + 1e-6, name
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_towers_in_bf16_give_nearly_the_same(kind: str) -> None:
+    whole, _ = step_of(config(kind))
+    half, gradients = step_of(dataclasses.replace(config(kind), precision="bf16"))
+    assert half == pytest.approx(whole, rel=0.1)
+    assert all(grad.dtype == np.float32 for grad in gradients.values())
+
+
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradients_on_ranks_are_those_of_one_process(

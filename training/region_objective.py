@@ -71,7 +71,12 @@ class RegionObjective:
             name: share * self.config.weight(name) for name in losses if name != "clip"
         }
         if "query_image_features" in features:
-            by_query = {**features, "image_features": features["query_image_features"]}
+            # Of the decoder in fp32, whatever the precision of the towers.
+            by_query = {
+                **features,
+                "image_features": features["query_image_features"],
+                "text_features": features["text_features"].float(),
+            }
             losses["image_query"] = self.contrastive(by_query, batch["text"])
             weights["image_query"] = self.config.weight("image_query")
         per_image = torch.tensor(len(boxes) / len(batch["text"]), device=device)
