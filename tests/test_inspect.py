@@ -153,4 +153,4 @@ def test_regions_are_examined_where_asked(tmp_path, capsys):
     assert main(["inspect", path, "--regions"]) == 0
     assert "1 to 6 each, median 1" in capsys.readouterr().out
     assert main(["inspect", path]) == 0
-    assert "regions" not in capsys.readouterr().out
+    assert "images with regions" not in capsys.readouterr().out

@@ -84,7 +84,7 @@ def test_towers_that_cannot_be_packed_and_no_regions_at_all(monkeypatch: pytest.
         (features.sum() + none.sum()).backward()
     prepared = prepare_texts(model.model, captions, phrases)
     assert [tuple(part.shape) for part in prepared.parts if isinstance(part, torch.Tensor)] == [
-        (3, 12),
+        (3, 13),
         (5, 9),
     ]
     for found, tokens in zip(encode_texts(model, prepared), (captions, phrases), strict=True):
