@@ -18,7 +18,7 @@ from rank_pool import RankPool
 from region_train_jobs import SETTINGS, batch_of_rank, config, step_of, step_with_regions
 
 import clipkit
-from clipkit.cli import main
+from clipkit.cli import main, make_app
 from clipkit.regions.base import RegionBatch
 from clipkit.regions.heads import REGION_HEADS
 from clipkit.scenes import SceneShards, write_shards
@@ -221,7 +221,8 @@ def test_recipes_are_settings_by_name(tmp_path: Path) -> None:
     assert names == ["cloc", "grain"]
     for name in names:
         flags = ["--output", str(tmp_path), "--data.sources.mine", "x", "--data.batch-size-per-rank", "64"]
-        _, bound, _ = app.parse_args([name, *flags])
+        # As from the shell: `regions` is also a command beside `train`.
+        _, bound, _ = make_app().parse_args(["train", name, *flags])
         config = bound.arguments["config"]
         assert config.data.batch_size_per_rank == 64
         assert config.regions.is_trained

@@ -14,10 +14,11 @@ RECIPES = Path(__file__).parent / "recipes"
 """Published settings by name, `NAME.yaml`."""
 
 
-def _read_yaml(app: App, commands: tuple[str, ...], arguments: Any) -> None:
+def _read_yaml(app: App, _commands: tuple[str, ...], arguments: Any) -> None:
     """Take values from the file that `config-file` names, wherever no flag sets them."""
     for token in arguments["--config"].tokens:
-        Yaml(_config_path(token.value), must_exist=True, use_commands_as_keys=False)(app, commands, arguments)
+        # By no commands, and yet by keys: else a section with the name of a command (`regions`) is dropped.
+        Yaml(_config_path(token.value), must_exist=True, use_commands_as_keys=True)(app, (), arguments)
 
 
 def _config_path(value: str) -> Path:
