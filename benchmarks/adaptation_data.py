@@ -1,5 +1,8 @@
 """Data of the adaptation benchmark: what a small base model sees, and four sets to adapt it to.
 
+The template of zero-shot classification, "a photo of a {c}.", makes no caption of the base model: one that was
+trained with the very words of the template leaves a learned prompt nothing to find.
+
 No image is in two parts. Of every class of the three photo sets a part goes to the base model, with
 captions made from the label, and the rest into `split_zhou_NAME.json` (train, val, test), the format of
 CoOp's splits. The scenes of the base model and those of the set come from different draws.
@@ -19,7 +22,7 @@ from pathlib import Path
 
 from clipkit.scenes import SceneShards, write_shards
 
-PLAIN = ("a photo of a {c}.", "a picture of a {c}", "a {c}", "an image of a {c}")
+PLAIN = ("a {c}", "a picture of a {c}", "an image of a {c}", "here is a {c}")
 SKETCH = ("a sketch of a {c}", "a drawing of a {c}", "a {c}")
 
 
