@@ -37,11 +37,11 @@ class PhotoSet:
 
 
 PHOTO_SETS = {
-    # Little of CIFAR-10 goes to the base model: one that knows a set from hundreds of images a class leaves
-    # nothing for 16 images to teach.
+    # Little goes to the base model: one that knows a set from half of its images leaves nothing for 16 images a
+    # class to teach, and there are more to test with.
     "cifar10": PhotoSet("cifar10_jpg_8k.tar", 0.15, 0.15, 0.10),
-    "clothing": PhotoSet("clothing_train_112.tar", 0.50, 0.20, 0.10),
-    "pacs": PhotoSet("pacs_photo_sketch_64.tar", 0.40, 0.20, 0.10),
+    "clothing": PhotoSet("clothing_train_112.tar", 0.15, 0.20, 0.10),
+    "pacs": PhotoSet("pacs_photo_sketch_64.tar", 0.15, 0.20, 0.10),
 }
 SETS = (*PHOTO_SETS, "scenes")
 SCENES = SceneShards(num_train=1, num_train_objects=4_000, num_val=1, num_objects=64 * 40)

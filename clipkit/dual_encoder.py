@@ -184,24 +184,38 @@ class DualEncoder(TowerPair):
             exponentiated; "logit_bias", a scalar, in models that have one. With regions also
             "phrase_features" (R, D), L2-normalised, and the rows that the region head's losses need.
         """
-        # Sums of one element: scalars that are no views, which FSDP's backward hooks could lose.
-        output = {"logit_scale": self.logit_scale.exp().sum()}
-        if self.logit_bias is not None:
-            output["logit_bias"] = self.logit_bias.sum()
-        if isinstance(text, Tensor):
-            output["text_features"] = self.encode_text(text, normalize=True)
+        # The image tower first and the scalars last: in another order FSDP's ranks came to wait for each other.
         if boxes is None or box_index is None:
-            return {"image_features": self.encode_image(image, normalize=True), **output}
+            assert isinstance(text, Tensor)
+            features = {
+                "image_features": self.encode_image(image, normalize=True),
+                "text_features": self.encode_text(text, normalize=True),
+            }
+            return {**features, **self._scalars()}
         from clipkit.regions.answers import training_rows
         from clipkit.regions.phrases import encode_texts
 
-        if not isinstance(text, Tensor):
-            output["text_features"], output["phrase_features"] = encode_texts(self, text)
-        elif region_text is not None:
-            output["phrase_features"] = self.encode_text(region_text, normalize=True)
         seen = self.tokens(image)
-        rows = training_rows(self, seen, boxes, box_index, output["phrase_features"])
-        return {"image_features": F.normalize(seen.pooled, dim=-1), **output, **rows}
+        if not isinstance(text, Tensor):
+            text_features, phrase_features = encode_texts(self, text)
+        else:
+            assert region_text is not None
+            text_features = self.encode_text(text, normalize=True)
+            phrase_features = self.encode_text(region_text, normalize=True)
+        return {
+            "image_features": F.normalize(seen.pooled, dim=-1),
+            "text_features": text_features,
+            "phrase_features": phrase_features,
+            **self._scalars(),
+            **training_rows(self, seen, boxes, box_index, phrase_features),
+        }
+
+    def _scalars(self) -> dict[str, Tensor]:
+        # Sums of one element: scalars that are no views, which FSDP's backward hooks could lose.
+        scalars = {"logit_scale": self.logit_scale.exp().sum()}
+        if self.logit_bias is not None:
+            scalars["logit_bias"] = self.logit_bias.sum()
+        return scalars
 
     def tokens(self, images: Tensor, layers: Sequence[int] = (-1,)) -> towers.TowerOutput:
         """Pooled features and patch tokens of some layers; see `clipkit.towers.image_tokens`."""
