@@ -1,7 +1,7 @@
 """Data of the adaptation benchmark: what a small base model sees, and four sets to adapt it to.
 
-The template of zero-shot classification, "a photo of a {c}.", makes no caption of the base model: one that was
-trained with the very words of the template leaves a learned prompt nothing to find.
+The template of zero-shot classification, "a photo of a {c}.", makes no caption of the base model: one that
+was trained with the very words of the template leaves a learned prompt nothing to find.
 
 No image is in two parts. Of every class of the three photo sets a part goes to the base model, with
 captions made from the label, and the rest into `split_zhou_NAME.json` (train, val, test), the format of
@@ -37,8 +37,8 @@ class PhotoSet:
 
 
 PHOTO_SETS = {
-    # Little goes to the base model: one that knows a set from half of its images leaves nothing for 16 images a
-    # class to teach, and there are more to test with.
+    # Little goes to the base model: one that knows a set from half of its images leaves nothing for 16
+    # images a class to teach, and there are more to test with.
     "cifar10": PhotoSet("cifar10_jpg_8k.tar", 0.15, 0.15, 0.10),
     "clothing": PhotoSet("clothing_train_112.tar", 0.15, 0.20, 0.10),
     "pacs": PhotoSet("pacs_photo_sketch_64.tar", 0.15, 0.20, 0.10),

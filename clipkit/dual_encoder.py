@@ -184,7 +184,7 @@ class DualEncoder(TowerPair):
             exponentiated; "logit_bias", a scalar, in models that have one. With regions also
             "phrase_features" (R, D), L2-normalised, and the rows that the region head's losses need.
         """
-        # The image tower first and the scalars last: in another order FSDP's ranks came to wait for each other.
+        # The image tower first, the scalars last: in another order FSDP's ranks came to wait for each other.
         if boxes is None or box_index is None:
             assert isinstance(text, Tensor)
             features = {
