@@ -30,7 +30,15 @@ def _describe(name: str, task: type[Task]) -> str:
 
 
 def field_docs(kind: type[Any]) -> dict[str, str]:
-    """The docstring under each field of a class, by the name of the field."""
+    """The docstring under each field of a dataclass, by the name of the field, inherited ones included."""
+    found: dict[str, str] = {}
+    for base in reversed(kind.__mro__):
+        if dataclasses.is_dataclass(base):
+            found.update(_own_field_docs(base))
+    return found
+
+
+def _own_field_docs(kind: type[Any]) -> dict[str, str]:
     (body,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
     assert isinstance(body, ast.ClassDef)
     found: dict[str, str] = {}

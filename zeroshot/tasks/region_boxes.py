@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import ClassVar
 
 import torch
@@ -14,17 +13,18 @@ from clipkit.losses.grounding import match
 from clipkit.regions.boxes import area, pairwise_iou
 
 from ..region_source import QUERIES, ImageRegions, RegionSource, no_queries
-from .base import Features, Measurement, Table, Task
+from .base import Features, Measurement, Table
 from .counts import percent
-from .region_data import IMAGES, RegionPool, lost_notes, open_regions
+from .region_data import IMAGES, lost_notes
 from .region_intervals import interval_over_images
 from .region_sizes import rows_by_size
+from .region_task import RegionTask
 
 MIN_IOU = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
-class RegionBoxes(Task):
+class RegionBoxes(RegionTask):
     """Overlap of annotated boxes with the predicted ones that they match (GRAIN, arXiv:2412.04429).
 
     Matched as in training: image by image at the least total of 5 times the L1 distance less 2 times the
@@ -33,21 +33,6 @@ class RegionBoxes(Task):
     """
 
     summary: ClassVar[str] = "boxes that a query decoder finds: mean IoU with the annotated ones"
-
-    data: str
-    """Shards whose json files have `regions: [{"box", "phrase"}]`; `scenes` for the built-in data."""
-    max_images: int = 0
-    """Images that are drawn from those with regions; 0 takes all."""
-    seed: int = 0
-    """Of this draw."""
-
-    def __post_init__(self) -> None:
-        if self.max_images < 0:
-            raise ValueError(f"max_images must be >= 0, got {self.max_images}")
-
-    @cached_property
-    def _pool(self) -> RegionPool:
-        return open_regions(self.data, max_images=self.max_images, seed=self.seed)
 
     def sources(self) -> dict[str, Source]:
         """See `Task`. The json members are read."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from typing import ClassVar
 
 import torch
@@ -15,11 +14,12 @@ from clipkit.region_metrics import best_ious, contain
 from clipkit.regions import boxes as region_boxes
 
 from ..region_source import GROUNDED, PEAKS, ImageRegions, RegionSource
-from .base import Features, Measurement, Table, Task
+from .base import Features, Measurement, Table
 from .counts import percent
-from .region_data import IMAGES, RegionPool, lost_notes, open_regions
+from .region_data import IMAGES, lost_notes
 from .region_intervals import interval_over_images
 from .region_sizes import rows_by_size
+from .region_task import RegionTask
 
 MIN_IOU = 0.5
 _ACCURACY, _MEAN_IOU, _POINTING = "accuracy@0.5", "mean_iou", "pointing_accuracy"
@@ -28,7 +28,7 @@ _WHOLE = torch.tensor([[0.0, 0.0, 1.0, 1.0]])
 
 
 @dataclass(frozen=True, kw_only=True)
-class RegionGrounding(Task):
+class RegionGrounding(RegionTask):
     """Predicted boxes of the phrases of each image.
 
     A box is right whose intersection over union with a true box of its phrase is 0.5 or more. Pointing is
@@ -37,21 +37,6 @@ class RegionGrounding(Task):
     """
 
     summary: ClassVar[str] = "boxes predicted for phrases: accuracy at IoU 0.5 and mean IoU"
-
-    data: str
-    """Shards whose json files have `regions: [{"box", "phrase"}]`; `scenes` for the built-in data."""
-    max_images: int = 0
-    """Images that are drawn from those with regions; 0 takes all."""
-    seed: int = 0
-    """Of this draw."""
-
-    def __post_init__(self) -> None:
-        if self.max_images < 0:
-            raise ValueError(f"max_images must be >= 0, got {self.max_images}")
-
-    @cached_property
-    def _pool(self) -> RegionPool:
-        return open_regions(self.data, max_images=self.max_images, seed=self.seed)
 
     def sources(self) -> dict[str, Source]:
         """See `Task`. The json members are read."""

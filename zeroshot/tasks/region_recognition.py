@@ -19,26 +19,25 @@ from ..classnames import read_class_names
 from ..descriptions import normalized_name
 from ..metric_intervals import mean_per_class_recall_interval
 from ..protocols.published_regions import published_recognition
-from .base import Features, Measurement, Table, Task
+from .base import Features, Measurement, Table
 from .coco_classes import COCO_CLASSES
 from .counts import percent
 from .region_data import (
     CONTROLS,
-    RegionPool,
     RegionRows,
     check_controls,
-    open_regions,
     prefix,
     region_sources,
 )
 from .region_intervals import interval_over_images
+from .region_task import RegionTask
 
 COCO = "coco"
 _MAX_CLASSES_SHOWN = 100
 
 
 @dataclass(frozen=True, kw_only=True)
-class RegionRecognition(Task):
+class RegionRecognition(RegionTask):
     """Zero-shot classes of annotated boxes (CLOC, arXiv:2410.02746): names without a template."""
 
     summary: ClassVar[str] = "classes of annotated boxes, by names without a template"
@@ -49,22 +48,13 @@ class RegionRecognition(Task):
     class_names: str = ""
     """A file with a class name a line, or `coco` for COCO's 80; by default the distinct phrases. Regions with
     other phrases are left out."""
-    max_images: int = 0
-    """Images that are drawn from those with regions; 0 takes all."""
-    seed: int = 0
-    """Of this draw."""
     controls: tuple[str, ...] = CONTROLS
     """What is measured beside the region head: `tokens`, RoIAlign on the tower's own tokens, and `crop`, the
     tower on each region cut out, a forward pass a region."""
 
     def __post_init__(self) -> None:
-        if self.max_images < 0:
-            raise ValueError(f"max_images must be >= 0, got {self.max_images}")
+        super().__post_init__()
         check_controls(self.controls)
-
-    @cached_property
-    def _pool(self) -> RegionPool:
-        return open_regions(self.data, max_images=self.max_images, seed=self.seed)
 
     @cached_property
     def _names(self) -> tuple[str, ...]:

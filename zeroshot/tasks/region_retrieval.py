@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from typing import ClassVar
 
 import torch
@@ -14,24 +13,23 @@ from clipkit.data.samples import Source
 from clipkit.region_metrics import region_retrieval_ranks
 
 from ..protocols.published_regions import published_retrieval
-from .base import Features, Measurement, Table, Task
+from .base import Features, Measurement, Table
 from .counts import percent
 from .region_data import (
     CONTROLS,
-    RegionPool,
     RegionRows,
     check_controls,
-    open_regions,
     prefix,
     region_sources,
 )
 from .region_intervals import interval_over_images
+from .region_task import RegionTask
 
 _DIRECTIONS = {"r2t": "region to text", "t2r": "text to region"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class RegionRetrieval(Task):
+class RegionRetrieval(RegionTask):
     """Find the phrase of each region, and a region of each phrase (CLOC, arXiv:2410.02746).
 
     All regions of all images are candidates. Phrases that are equal, whatever their case, are right answers
@@ -40,12 +38,6 @@ class RegionRetrieval(Task):
 
     summary: ClassVar[str] = "regions found by their phrases, and phrases by their regions"
 
-    data: str
-    """Shards whose json files have `regions: [{"box", "phrase"}]`; `scenes` for the built-in data."""
-    max_images: int = 0
-    """Images of the pool, drawn from those with regions; CLOC takes 2000, 0 takes all."""
-    seed: int = 0
-    """Of this draw."""
     recall_k: tuple[int, ...] = (1, 5, 10)
     """The K of recall@K."""
     controls: tuple[str, ...] = CONTROLS
@@ -53,15 +45,10 @@ class RegionRetrieval(Task):
     tower on each region cut out, a forward pass a region."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.recall_k or min(self.recall_k) < 1:
             raise ValueError(f"recall_k must hold numbers of at least 1, got {list(self.recall_k)}")
-        if self.max_images < 0:
-            raise ValueError(f"max_images must be >= 0, got {self.max_images}")
         check_controls(self.controls)
-
-    @cached_property
-    def _pool(self) -> RegionPool:
-        return open_regions(self.data, max_images=self.max_images, seed=self.seed)
 
     def sources(self) -> dict[str, Source]:
         """See `Task`. The json members are read."""

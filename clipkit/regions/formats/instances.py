@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -51,17 +51,26 @@ def read_instances(source: Path, captions: Path | None, phrase_of: Callable[[Ent
         phrases = {category["id"]: phrase_of(category) for category in content["categories"]}
         left_out = Problems()
         regions = _regions_by_image(content, phrases, left_out)
-        images = [
-            AnnotatedImage(
-                paths=image_paths(image),
-                width=int(image["width"]),
-                height=int(image["height"]),
-                captions=captions_by_id.get(image["id"], ()),
-                regions=tuple(regions.get(image["id"], ())),
-            )
-            for image in content["images"]
-        ]
+        images = annotated_images(content["images"], captions_by_id, regions)
     return Annotations(images=images, box_format="xywh", left_out=left_out)
+
+
+def annotated_images(
+    entries: Iterable[Entry],
+    captions: Mapping[Any, tuple[str, ...]],
+    regions: Mapping[Any, Sequence[AnnotatedRegion]],
+) -> list[AnnotatedImage]:
+    """The entries of `images`, with captions and regions by their ids."""
+    return [
+        AnnotatedImage(
+            paths=image_paths(entry),
+            width=int(entry["width"]),
+            height=int(entry["height"]),
+            captions=captions.get(entry["id"], ()),
+            regions=tuple(regions.get(entry["id"], ())),
+        )
+        for entry in entries
+    ]
 
 
 def _regions_by_image(

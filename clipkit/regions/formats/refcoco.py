@@ -20,14 +20,13 @@ from typing import Any
 from clipkit.data.problems import Problems
 from clipkit.regions.formats.base import (
     CROWD,
-    AnnotatedImage,
     AnnotatedRegion,
     Annotations,
     load_json,
     one_line,
     refusing,
 )
-from clipkit.regions.formats.instances import Entry, image_paths, read_captions
+from clipkit.regions.formats.instances import Entry, annotated_images, read_captions
 
 UNKNOWN_BOX = "expressions_for_a_box_that_is_not_listed"
 
@@ -60,16 +59,7 @@ def read_refcoco(source: Path, *, captions: Path | None = None, split: str | Non
     with refusing(source, "list of references"):
         regions = _regions_by_image(references, boxes, left_out)
     with refusing(instances, "instances file"):
-        images = [
-            AnnotatedImage(
-                paths=image_paths(image),
-                width=int(image["width"]),
-                height=int(image["height"]),
-                captions=captions_by_id.get(image["id"], ()),
-                regions=tuple(regions.get(image["id"], ())),
-            )
-            for image in listed
-        ]
+        images = annotated_images(listed, captions_by_id, regions)
     return Annotations(images=images, box_format="xywh", left_out=left_out)
 
 
