@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from clipkit import distributed
 
@@ -45,6 +46,20 @@ def autocast_of(precision: str, device: torch.device) -> torch.autocast:
     """The context in which towers run; fp32 leaves everything as it is."""
     dtype = AUTOCAST_DTYPES[precision]
     return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
+
+
+@contextmanager
+def trained_attention(precision: str, device: torch.device) -> Iterator[None]:
+    """Around forward and backward: on a CPU in low precision the plain attention, else whatever torch takes.
+
+    There the backward pass of torch's fused attention takes 3 to 14 times that of the plain one. The plain
+    one keeps the weights of all heads, `batch x heads x length x length` numbers a block.
+    """
+    if device.type != "cpu" or precision == "fp32":
+        yield
+        return
+    with sdpa_kernel(SDPBackend.MATH):
+        yield
 
 
 def warn_if_emulated(precision: str, device: torch.device) -> None:

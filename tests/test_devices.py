@@ -48,3 +48,18 @@ def test_fp32_leaves_everything_as_it_is() -> None:
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
     with devices.autocast_of("bf16", CPU):
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16
+
+
+def test_attention_to_be_trained_is_the_plain_one_on_a_cpu_in_low_precision() -> None:
+    def gradient(precision: str) -> str:
+        dtype = devices.AUTOCAST_DTYPES[precision]
+        query, key, value = (torch.ones(1, 2, 3, 8, dtype=dtype, requires_grad=True) for _ in range(3))
+        with devices.trained_attention(precision, CPU):
+            attended = torch.nn.functional.scaled_dot_product_attention(query, key, value)
+        return type(attended.grad_fn).__name__
+
+    fused = gradient("fp32")
+    assert "FlashAttention" in fused
+    assert "FlashAttention" not in gradient("bf16")
+    assert "FlashAttention" not in gradient("fp16")
+    assert gradient("fp32") == fused, "the choice is one of the block alone"

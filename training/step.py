@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from clipkit import gradcache
-from clipkit.devices import autocast_of
+from clipkit.devices import autocast_of, trained_attention
 from clipkit.distributed import all_reduce_mean
 from clipkit.model import DualEncoder
 from clipkit.regions.phrases import prepare_texts
@@ -81,13 +81,15 @@ def train_step(trainer: Trainer, batch: Batch, step: int) -> StepResult:
     trainer.optimizer.zero_grad(set_to_none=True)
     buffers = {name: buffer.clone() for name, buffer in trainer.model.named_buffers()}
     terms: list[LossTerms] = []
-    loss, features = gradcache.backward(
-        lambda chunk: encode(trainer, chunk),
-        micro_batches(batch, config.data.micro_batch_size_per_rank),
-        lambda features: _total_loss(trainer, features, batch, terms),
-        scale_loss=trainer.scaler.scale,
-        no_sync=trainer.parallel.no_sync,
-    )
+    # Backward too: blocks may be recomputed there.
+    with trained_attention(config.precision, trainer.device):
+        loss, features = gradcache.backward(
+            lambda chunk: encode(trainer, chunk),
+            micro_batches(batch, config.data.micro_batch_size_per_rank),
+            lambda features: _total_loss(trainer, features, batch, terms),
+            scale_loss=trainer.scaler.scale,
+            no_sync=trainer.parallel.no_sync,
+        )
     mean_loss, figures = _means(loss, terms)
     trainer.parallel.sync_replicated()
     trainer.scaler.unscale_(trainer.optimizer)

@@ -24,7 +24,7 @@ from clipkit.data.class_splits import (
     open_class_splits,
     validation_shots,
 )
-from clipkit.devices import autocast_of, process_group, warn_if_emulated
+from clipkit.devices import autocast_of, process_group, trained_attention, warn_if_emulated
 from clipkit.heads.base import Head
 from clipkit.heads.files import check_head_name, head_names, write_head
 from clipkit.heads.methods import build_head, checked_settings, method_class
@@ -183,14 +183,9 @@ class _Training:
         own = rows[distributed.rank() :: distributed.world_size()]
         self.optimizer.zero_grad(set_to_none=False)
         if own:
-            with self.precision:
-                loss = self.head.loss(self.model, self.views.batch(epoch, own), texts)
-            if not bool(loss.isfinite()):
-                found = f"the loss is {float(loss.detach())} in epoch {epoch + 1}"
-                raise RuntimeError(f"{found}: lower --lr, or take --precision fp32")
-            scaled: Any = self.scaler.scale(loss * (len(own) / len(rows)))
-            scaled.backward()
-            self.loss = float(loss.detach())
+            # Backward too: some methods recompute blocks there.
+            with trained_attention(self.job.precision, self.model.logit_scale.device):
+                self._backward(epoch, own, texts, share=len(own) / len(rows))
         if distributed.is_distributed():
             for parameter in self.head.parameters():
                 if parameter.grad is None:
@@ -198,6 +193,17 @@ class _Training:
                 dist.all_reduce(parameter.grad)
         self.scaler.step(self.optimizer)
         self.scaler.update()
+
+    def _backward(self, epoch: int, rows: list[int], texts: ClassTexts, *, share: float) -> None:
+        """Gradients of the loss on this rank's rows, `share` of the batch."""
+        with self.precision:
+            loss = self.head.loss(self.model, self.views.batch(epoch, rows), texts)
+        if not bool(loss.isfinite()):
+            found = f"the loss is {float(loss.detach())} in epoch {epoch + 1}"
+            raise RuntimeError(f"{found}: lower --lr, or take --precision fp32")
+        scaled: Any = self.scaler.scale(loss * share)
+        scaled.backward()
+        self.loss = float(loss.detach())
 
     def _batches(self, first_step: int) -> Iterator[tuple[int, list[int]]]:
         """(epoch, rows) of each step from `first_step` on; rows that fill no batch are left out."""
