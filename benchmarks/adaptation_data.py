@@ -1,7 +1,8 @@
 """Data of the adaptation benchmark: what a small base model sees, and four sets to adapt it to.
 
-The template of zero-shot classification, "a photo of a {c}.", makes no caption of the base model: one that
-was trained with the very words of the template leaves a learned prompt nothing to find.
+The base model reads bare names of the classes of these sets, never the template of zero-shot classification,
+"a photo of a {c}.": the gap that a real model has between its captions and a template, which prompts learn to
+close. It is trained on few of their images; most of what it sees are the photos and captions of Flickr8k.
 
 No image is in two parts. Of every class of the three photo sets a part goes to the base model, with
 captions made from the label, and the rest into `split_zhou_NAME.json` (train, val, test), the format of
@@ -22,8 +23,7 @@ from pathlib import Path
 
 from clipkit.scenes import SceneShards, write_shards
 
-PLAIN = ("a {c}", "a picture of a {c}", "an image of a {c}", "here is a {c}")
-SKETCH = ("a sketch of a {c}", "a drawing of a {c}", "a {c}")
+CAPTIONS = ("{c}", "a {c}")
 
 
 @dataclass(frozen=True)
@@ -92,11 +92,10 @@ def _divide(tar_path: Path, work: Path, name: str, photo_set: PhotoSet) -> None:
     captions: list[tuple[str, str]] = []
     for group, members in sorted(groups.items()):
         class_name = group.rsplit("/", 1)[-1]
-        templates = SKETCH if group.startswith("sketch") else PLAIN
         for path, share in _shares(members):
             part = _part(share, photo_set)
             if part == "base":
-                captions += [(f"{name}/{path}", text.format(c=class_name)) for text in templates]
+                captions += [(f"{name}/{path}", text.format(c=class_name)) for text in CAPTIONS]
             else:
                 parts[part].append((path, names.index(class_name), class_name))
         for path, content in members:

@@ -67,12 +67,12 @@ def make_head(kind: str) -> RegionHead:
 
 
 def head_gradients(kind: str) -> dict[str, np.ndarray]:
-    """Losses and gradients of a head on this rank's part, averaged as data parallelism does."""
+    """Losses and gradients of a head on this rank's part in fp64, averaged as data parallelism does."""
     part = regions().of_rank(distributed.rank(), distributed.world_size())
-    head = make_head(kind)
-    tokens, texts = (whole.clone().requires_grad_() for whole in (part.tokens, part.texts))
-    scale = torch.tensor(9.0, requires_grad=True)
-    batch = RegionBatch(boxes=part.boxes, box_index=part.box_index, phrase_features=texts)
+    head = make_head(kind).double()
+    tokens, texts = (whole.double().requires_grad_() for whole in (part.tokens, part.texts))
+    scale = torch.tensor(9.0, dtype=torch.float64, requires_grad=True)
+    batch = RegionBatch(boxes=part.boxes.double(), box_index=part.box_index, phrase_features=texts)
     losses = head.losses(head(tokens, GRID, batch), batch, scale)
     torch.stack(list(losses.values())).sum().backward()
     found = {f"loss of {name}": distributed.all_reduce_mean(loss) for name, loss in losses.items()}

@@ -10,7 +10,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from clipkit.regions.base import RegionBatch
-from clipkit.regions.prompter import PromptedLayer, Prompter, corner_encoding
+from clipkit.regions.prompter import (
+    PromptedLayer,
+    Prompter,
+    PrompterConfig,
+    corner_encoding,
+    token_centres,
+)
 from clipkit.regions.queries import QueryDecoder
 from clipkit.regions.roi import pool_boxes
 
@@ -26,11 +32,11 @@ def test_the_prompter_at_the_width_of_vit_b():
     linear = width * width + width
     corners, phrase = 2 * linear, embed_dim * width + width
     attention = 4 * linear  # queries, keys, values, output
-    mlp = (width * width // 2 + width // 2) + (width // 2 * width + width)
+    mlp = (width * 4 * width + 4 * width) + (4 * width * width + width)
     norms = 3 * 2 * width
     box = linear + (width * 4 + 4)
     expected = corners + phrase + attention + mlp + norms + width * embed_dim + box
-    assert expected == 5_520_004
+    assert expected == 9_651_460
     with torch.device("meta"):
         assert _count(Prompter(width, embed_dim)) == expected
 
@@ -55,10 +61,11 @@ def test_corner_encoding_by_hand():
     torch.testing.assert_close(found, torch.tensor([expected]), rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("prompts_only", [False, True])
 @pytest.mark.parametrize("num_heads", [1, 2])
-def test_the_prompted_layer_is_torchs_on_each_sequence(num_heads):
+def test_the_prompted_layer_is_torchs_on_each_sequence(num_heads, prompts_only):
     torch.manual_seed(1)
-    ours = PromptedLayer(WIDTH, num_heads, 24).double()
+    ours = PromptedLayer(WIDTH, num_heads, 24, prompts_only=prompts_only).double()
     theirs = nn.TransformerEncoderLayer(
         WIDTH, num_heads, 24, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
     ).double()
@@ -76,9 +83,47 @@ def test_the_prompted_layer_is_torchs_on_each_sequence(num_heads):
     tokens, prompts = torch.randn(3, 5, WIDTH).double(), torch.randn(4, 2, WIDTH).double()
     index = torch.tensor([2, 0, 0, 1])
     found = ours(tokens, prompts, index)
+    assert found.shape == (4, 2 if prompts_only else 7, WIDTH)
     for row, image in enumerate(index.tolist()):
         expected = theirs(torch.cat([prompts[row], tokens[image]])[None])[0]
-        torch.testing.assert_close(found[row], expected, rtol=0, atol=1e-10)
+        torch.testing.assert_close(found[row], expected[: len(found[row])], rtol=0, atol=1e-10)
+
+
+def test_centres_of_tokens_by_hand():
+    found = token_centres((2, 3), torch.device("cpu"))
+    expected = torch.tensor([[2, 3], [6, 3], [10, 3], [2, 9], [6, 9], [10, 9]]) / 12
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_prompter_that_places_tokens_adds_the_encoding_of_corners_at_their_centres():
+    data = region_jobs.regions()
+    placing = region_jobs.make_head("prompter")
+    plain = Prompter(WIDTH, EMBED_DIM, PrompterConfig(places_tokens=False))
+    plain.load_state_dict(placing.state_dict())
+    places = corner_encoding(token_centres(GRID, torch.device("cpu")), WIDTH)
+    placed = F.layer_norm(data.tokens, (WIDTH,)) + places
+    expected = plain.encode_regions(placed, GRID, data.boxes, data.box_index)
+    found = placing.encode_regions(data.tokens, GRID, data.boxes, data.box_index)
+    torch.testing.assert_close(found, expected)
+    other = plain.encode_regions(data.tokens, GRID, data.boxes, data.box_index)
+    assert not torch.allclose(found, other, atol=1e-3)
+
+
+def test_a_prompter_as_published_takes_the_mean_of_all_outputs():
+    data = region_jobs.regions()
+    head = Prompter(WIDTH, EMBED_DIM, PrompterConfig(pools_prompts=False, places_tokens=False))
+    prompts = torch.stack(
+        [
+            project(corner_encoding(corner, WIDTH))
+            for project, corner in zip(head.corners, (data.boxes[:, :2], data.boxes[:, 2:]), strict=True)
+        ],
+        dim=1,
+    )
+    outputs = head.layer(data.tokens, prompts, data.box_index)
+    assert outputs.shape[1] == 2 + GRID[0] * GRID[1]
+    expected = F.normalize(head.projection(head.norm(outputs).mean(dim=1)), dim=-1)
+    found = head.encode_regions(data.tokens, GRID, data.boxes, data.box_index)
+    torch.testing.assert_close(found, expected)
 
 
 def test_pooling_of_a_box_by_hand():

@@ -99,7 +99,7 @@ def test_gradients_over_ranks_are_those_of_one_process(ranks, kind):
     for world_size in (2, 4):
         for computed in ranks.run(world_size, region_jobs.head_gradients, kind):
             for name, value in expected.items():
-                np.testing.assert_allclose(computed[name], value, rtol=1e-4, atol=1e-6, err_msg=name)
+                np.testing.assert_allclose(computed[name], value, rtol=1e-9, atol=1e-12, err_msg=name)
 
 
 def test_corner_loss_by_hand():

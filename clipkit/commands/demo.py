@@ -77,6 +77,21 @@ class DemoFolder:
         return self.run / "model"
 
     @property
+    def region_run(self) -> Path:
+        """The training run of the model with a region head."""
+        return self.path / "regions"
+
+    @property
+    def region_model(self) -> Path:
+        """Its model directory."""
+        return self.region_run / "model"
+
+    @property
+    def region_results(self) -> Path:
+        """What `clipkit evaluate` has found of it."""
+        return self.path / "regions_results"
+
+    @property
     def pictures(self) -> Path:
         """The held-out scenes as files: pictures with captions."""
         return self.path / "pictures"
@@ -111,7 +126,7 @@ def demo(
 
     An interrupted demo goes on where it was when it is started again.
     """
-    from clipkit.commands import demo_search
+    from clipkit.commands import demo_regions, demo_search
     from clipkit.scene_descriptions import VarietyShards
     from clipkit.scenes import SceneShards
 
@@ -124,6 +139,7 @@ def demo(
     generate_scenes(folder, settings)
     describe_classes(folder, VarietyShards(num_test=num_varieties_test, seed=seed))
     status = train(folder, seed=seed) or evaluate_suite(folder)
+    status = status or demo_regions.train_and_evaluate(folder, seed=seed)
     if status == 0 and with_search:
         status = demo_search.search_scenes(folder)
     if status != 0:

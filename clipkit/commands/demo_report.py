@@ -15,7 +15,7 @@ from torch import Tensor
 import clipkit
 from clipkit import metrics, page
 from clipkit.charts import line_chart
-from clipkit.commands import demo_search, demo_tasks
+from clipkit.commands import demo_regions, demo_search, demo_tasks
 from clipkit.commands.demo import DemoFolder
 from clipkit.data.evaluation import EvalSource, build_eval_loader, open_eval_source
 from clipkit.data.samples import SampleKeys, Source
@@ -152,6 +152,7 @@ def write_report(
     demo_tasks.show_captions(report, results.tasks)
     _show_zero_shot(report, results)
     demo_tasks.show_descriptions(report, results.tasks)
+    demo_regions.show_regions(report, folder)
     if with_search:
         demo_search.show_search(report, folder)
     report.section("The same on your data")

@@ -77,7 +77,7 @@ def show_captions(report: Page, results: TaskResults) -> None:
         "50 %. A model of this size that pools its image by maximum knows what is in a scene but hardly "
         "where, or what belongs to what: this table is for those who want to do better.",
     )
-    _show(report, results[CAPTIONS])
+    show_result(report, results[CAPTIONS])
 
 
 def show_descriptions(report: Page, results: TaskResults) -> None:
@@ -94,15 +94,16 @@ def show_descriptions(report: Page, results: TaskResults) -> None:
         "shape. A specimen shows one of the two colours; its size, place and background vary within every "
         "variety, so most of a description tells nothing apart.",
     )
-    _show(report, results[VARIETIES])
+    show_result(report, results[VARIETIES])
     report.subsection(
         "Objects: names say colour and shape",
         "The 64 combinations of colour and shape, by the same kind of description.",
     )
-    _show(report, results[OBJECTS])
+    show_result(report, results[OBJECTS])
 
 
-def _show(report: Page, result: Mapping[str, Any]) -> None:
+def show_result(report: Page, result: Mapping[str, Any]) -> None:
+    """The notes and tables of a result file."""
     for note in result["notes"]:
         report.note(note)
     for table in result["tables"]:

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from clipkit.distributed import Group, all_reduce_sum, world_size
+from clipkit.losses.inputs import at_least_fp32
 
 L1_COST = 5.0
 GIOU_COST = 2.0
@@ -29,7 +30,7 @@ def corner_loss(predicted: Tensor, boxes: Tensor, *, group: Group = None) -> Ten
     Returns:
         Scalar; its mean over ranks is the mean over all boxes of the group. 0 where there are none.
     """
-    total = F.mse_loss(predicted.float(), boxes.float(), reduction="sum")
+    total = F.mse_loss(at_least_fp32(predicted), at_least_fp32(boxes), reduction="sum")
     return _mean_over_boxes(total / 4, len(boxes), group)
 
 
@@ -46,7 +47,7 @@ def box_loss(predicted: Tensor, boxes: Tensor, *, group: Group = None) -> Tensor
     Returns:
         See `corner_loss`.
     """
-    predicted, boxes = predicted.float(), boxes.float()
+    predicted, boxes = at_least_fp32(predicted), at_least_fp32(boxes)
     distances = F.l1_loss(as_centres(predicted), as_centres(boxes), reduction="sum")
     return _mean_over_boxes(distances + (1 - paired_giou(predicted, boxes)).sum(), len(boxes), group)
 
@@ -110,7 +111,7 @@ def match(predicted: Tensor, boxes: Tensor, box_index: Tensor) -> Matching:
     found: list[tuple[int, int, int]] = []
     for image in torch.unique(box_index).tolist():
         rows = (box_index == image).nonzero()[:, 0]
-        own, true = predicted[image].float(), boxes[rows].float()
+        own, true = at_least_fp32(predicted[image]), at_least_fp32(boxes[rows])
         distance = torch.cdist(as_centres(own), as_centres(true), p=1)
         cost = L1_COST * distance - GIOU_COST * generalized_box_iou(own, true)
         # Predictions that are not finite fit nothing; their loss, which is not finite, tells of them.

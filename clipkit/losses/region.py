@@ -10,6 +10,7 @@ from torch import Tensor
 from clipkit.distributed import Group, gather_counts, gather_rows
 from clipkit.exchange import ExchangeName
 from clipkit.losses.contrastive import clip_loss
+from clipkit.losses.inputs import at_least_fp32
 from clipkit.losses.kernels import KernelName
 from clipkit.losses.pairs import Pairs
 
@@ -55,7 +56,7 @@ def region_loss(
     """
     counts = gather_counts(region_features.shape[0], region_features.device, group)
     if sum(counts) == 0:
-        return (region_features.sum() + text_features.sum() + logit_scale.sum() * 0).float()
+        return at_least_fp32(region_features.sum() + text_features.sum() + logit_scale.sum() * 0)
     ignored = None
     if max_text_similarity < 1:
         ignored = similar_texts(text_features, counts, max_text_similarity, group=group)
@@ -86,5 +87,5 @@ def similar_texts(
     Returns:
         (R, sum of counts) bool.
     """
-    own = text_features.detach().float()
+    own = at_least_fp32(text_features.detach())
     return own @ gather_rows(own.contiguous(), counts, group).T > max_similarity

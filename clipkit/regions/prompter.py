@@ -2,8 +2,12 @@
 
 A prompt is a box or a phrase (arXiv:2410.02746, section 3.2). No code was published; where the paper is
 silent, this is our choice: corners are encoded as in DETR (arXiv:2005.12872, section A.4) and projected each
-by a layer of its own, the layer normalises its inputs, its outputs are normalised before they are pooled, and
-its perceptron is narrow, since it is computed at every token for every prompt.
+by a layer of its own, the layer normalises its inputs, and its outputs are normalised before they are pooled.
+
+Two choices differ from the paper, and can be undone. It takes the mean of all outputs, of which a prompt is
+one in fifty or more; here only the outputs of prompts count, and only they are computed. And it leaves it to
+the tower to tell where a token is; here tokens have the same encoding of their place as corners. Trained for
+a short while, a Prompter without these hears nothing of its prompts, see `benchmarks/results`.
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ from torch.nn import functional as F
 
 from clipkit.distributed import Group
 from clipkit.losses.grounding import corner_loss
+from clipkit.losses.inputs import at_least_fp32
 from clipkit.losses.region import MAX_TEXT_SIMILARITY, region_loss
 from clipkit.regions.base import RegionBatch, RegionHead
 
@@ -31,16 +36,20 @@ class PrompterConfig:
 
     num_heads: int = 1
     """Attention heads of the layer."""
-    mlp_ratio: float = 0.5
+    mlp_ratio: float = 4.0
     """Width of the layer's perceptron over that of the tower."""
     max_text_similarity: float = MAX_TEXT_SIMILARITY
     """Cosine above which two phrases are no negatives of each other; 1 for no such filter."""
     with_grounding: bool = True
     """Whether it also learns where phrases are; else it refuses to ground."""
+    pools_prompts: bool = True
+    """Take the mean of the outputs of the prompts; else, as published, of prompts and tokens."""
+    places_tokens: bool = True
+    """Give tokens, normalised, the encoding of their centre; else, as published, none."""
 
 
 class Prompter(RegionHead):
-    """Prompts before the tokens, one layer, the mean of its outputs, a projection."""
+    """Prompts before the tokens, one layer, the mean of outputs, a projection."""
 
     kind: ClassVar[str] = "prompter"
     Config: ClassVar[type] = PrompterConfig
@@ -59,7 +68,12 @@ class Prompter(RegionHead):
         self.config = config or PrompterConfig()
         self.width = width
         self.corners = nn.ModuleList(nn.Linear(width, width) for _ in range(2))
-        self.layer = PromptedLayer(width, self.config.num_heads, int(self.config.mlp_ratio * width))
+        self.layer = PromptedLayer(
+            width,
+            self.config.num_heads,
+            int(self.config.mlp_ratio * width),
+            prompts_only=self.config.pools_prompts,
+        )
         self.norm = nn.LayerNorm(width)
         self.projection = nn.Linear(width, embed_dim, bias=False)
         nn.init.normal_(self.projection.weight, std=width**-0.5)
@@ -69,7 +83,7 @@ class Prompter(RegionHead):
 
     def forward(self, tokens: Tensor, grid: tuple[int, int], regions: RegionBatch) -> dict[str, Tensor]:
         """`region_features` (R, D) and, with grounding, `grounded_boxes` (R, 4); see `RegionHead`."""
-        read = self.layer.read(tokens)
+        read = self._read(tokens, grid)
         rows = {"region_features": self._encode(read, regions.boxes, regions.box_index)}
         if self.config.with_grounding:
             rows["grounded_boxes"] = self._predict(read, regions.phrase_features, regions.box_index)
@@ -87,7 +101,7 @@ class Prompter(RegionHead):
         found = {
             "region_text": region_loss(
                 rows["region_features"],
-                regions.phrase_features.float(),
+                at_least_fp32(regions.phrase_features),
                 logit_scale,
                 max_text_similarity=self.config.max_text_similarity,
                 group=group,
@@ -101,16 +115,22 @@ class Prompter(RegionHead):
         self, tokens: Tensor, grid: tuple[int, int], boxes: Tensor, box_index: Tensor
     ) -> Tensor:
         """See `RegionHead`."""
-        return self._encode(self.layer.read(tokens), boxes, box_index)
+        return self._encode(self._read(tokens, grid), boxes, box_index)
 
     def ground(self, tokens: Tensor, grid: tuple[int, int], phrase_features: Tensor, index: Tensor) -> Tensor:
         """See `RegionHead`."""
         if not self.config.with_grounding:
             raise ValueError("this prompter was trained without grounding: train one with_grounding")
-        boxes = self._predict(self.layer.read(tokens), phrase_features, index).clamp(0, 1)
+        boxes = self._predict(self._read(tokens, grid), phrase_features, index).clamp(0, 1)
         first, second = boxes[:, :2], boxes[:, 2:]
         # Corners that come out in the wrong order still span a box.
         return torch.cat([torch.minimum(first, second), torch.maximum(first, second)], dim=-1)
+
+    def _read(self, tokens: Tensor, grid: tuple[int, int]) -> ReadTokens:
+        if self.config.places_tokens:
+            places = corner_encoding(token_centres(grid, tokens.device), self.width)
+            tokens = F.layer_norm(tokens, tokens.shape[-1:]) + places.to(tokens)
+        return self.layer.read(tokens)
 
     def _encode(self, read: ReadTokens, boxes: Tensor, index: Tensor) -> Tensor:
         corners = zip(self.corners, (boxes[:, :2], boxes[:, 2:]), strict=True)
@@ -118,12 +138,12 @@ class Prompter(RegionHead):
             project(corner_encoding(corner, self.width).to(read.tokens)) for project, corner in corners
         ]
         pooled = self._pool(read, torch.stack(prompts, dim=1), index)
-        return F.normalize(self.projection(pooled).float(), dim=-1)
+        return F.normalize(at_least_fp32(self.projection(pooled)), dim=-1)
 
     def _predict(self, read: ReadTokens, phrase_features: Tensor, index: Tensor) -> Tensor:
         prompts = self.phrase(phrase_features.to(read.tokens))[:, None]
         predicted: Tensor = self.box(self._pool(read, prompts, index))
-        return predicted.float()
+        return at_least_fp32(predicted)
 
     def _pool(self, read: ReadTokens, prompts: Tensor, index: Tensor) -> Tensor:
         """Tokens of B images and (R, P, C) prompts for images `index` -> (R, C)."""
@@ -138,22 +158,29 @@ class ReadTokens:
     tokens: Tensor
     """(B, N, C)."""
     qkv: Tensor
-    """(B, N, 3C): queries, keys and values, the latter projected already where there is one head."""
+    """(B, N, 3C): queries, keys and values."""
 
 
 class PromptedLayer(nn.Module):
     """A pre-norm transformer layer over prompts and the tokens of an image.
 
     Several prompts of one image see the same tokens, whose norms, queries, keys and values are computed once.
-    With one head so is the projection of what attention gives: a weighted sum of values and then a matrix is
-    the same as the matrix first.
+    Where all outputs are wanted and there is one head, so is the projection of what attention gives: a
+    weighted sum of values and then a matrix is the same as the matrix first.
+
+    Args:
+        width: C.
+        num_heads: of the attention.
+        mlp_width: of the perceptron.
+        prompts_only: compute the outputs of prompts alone.
     """
 
-    def __init__(self, width: int, num_heads: int, mlp_width: int) -> None:
+    def __init__(self, width: int, num_heads: int, mlp_width: int, *, prompts_only: bool = False) -> None:
         super().__init__()
         if width % num_heads:
             raise ValueError(f"width {width} is no multiple of {num_heads} heads")
-        self.num_heads = num_heads
+        self.num_heads, self.prompts_only = num_heads, prompts_only
+        self.projects_values = num_heads == 1 and not prompts_only
         self.norm_1 = nn.LayerNorm(width)
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
@@ -161,7 +188,7 @@ class PromptedLayer(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, mlp_width), nn.GELU(), nn.Linear(mlp_width, width))
 
     def forward(self, tokens: Tensor, prompts: Tensor, index: Tensor) -> Tensor:
-        """(B, N, C), (R, P, C) and (R,) int64 in [0, B) -> (R, P + N, C), prompts first."""
+        """(B, N, C), (R, P, C) and (R,) int64 in [0, B) -> (R, P + N, C), prompts first, or (R, P, C)."""
         return self.answer(self.read(tokens), prompts, index)
 
     def read(self, tokens: Tensor) -> ReadTokens:
@@ -170,23 +197,37 @@ class PromptedLayer(nn.Module):
 
     def answer(self, read: ReadTokens, prompts: Tensor, index: Tensor) -> Tensor:
         """See `forward`."""
-        hidden = torch.cat([prompts, read.tokens[index]], dim=1)
-        num_rows, length, width = hidden.shape
-        qkv = torch.cat([self._qkv(prompts), read.qkv[index]], dim=1)
-        heads = (3, self.num_heads, width // self.num_heads)
-        q, k, v = qkv.reshape(num_rows, length, *heads).permute(2, 0, 3, 1, 4)
-        attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(num_rows, length, width)
-        projected = attended + self.out.bias if self.num_heads == 1 else self.out(attended)
-        hidden = hidden + projected
+        hidden = prompts if self.prompts_only else torch.cat([prompts, read.tokens[index]], dim=1)
+        of_prompts = self._qkv(prompts)
+        width = prompts.shape[-1]
+        # Queries of tokens are not copied where nothing is asked for them.
+        keys_and_values = torch.cat([of_prompts[..., width:], read.qkv[..., width:][index]], dim=1)
+        queries = of_prompts[..., :width]
+        if not self.prompts_only:
+            queries = torch.cat([queries, read.qkv[..., :width][index]], dim=1)
+        q, k, v = (self._heads(part) for part in (queries, *torch.split(keys_and_values, width, dim=-1)))
+        attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        hidden = hidden + (attended + self.out.bias if self.projects_values else self.out(attended))
         result: Tensor = hidden + self.mlp(self.norm_2(hidden))
         return result
 
+    def _heads(self, rows: Tensor) -> Tensor:
+        """(R, L, C) -> (R, heads, L, C / heads)."""
+        num_rows, length, width = rows.shape
+        return rows.reshape(num_rows, length, self.num_heads, width // self.num_heads).transpose(1, 2)
+
     def _qkv(self, rows: Tensor) -> Tensor:
         qkv: Tensor = self.qkv(self.norm_1(rows))
-        if self.num_heads > 1:
+        if not self.projects_values:
             return qkv
         queries_and_keys, values = torch.split(qkv, [2 * rows.shape[-1], rows.shape[-1]], dim=-1)
         return torch.cat([queries_and_keys, F.linear(values, self.out.weight)], dim=-1)
+
+
+def token_centres(grid: tuple[int, int], device: torch.device) -> Tensor:
+    """(h * w, 2) fp32: x and y of the centres of an h x w grid of tokens, row by row, as fractions."""
+    y, x = ((torch.arange(size, device=device) + 0.5) / size for size in grid)
+    return torch.cartesian_prod(y, x).flip(-1)
 
 
 def corner_encoding(corners: Tensor, width: int) -> Tensor:
@@ -201,5 +242,5 @@ def corner_encoding(corners: Tensor, width: int) -> Tensor:
         2 pi p r_i with the rates r_i = 10000^(-4i / C), then the cosines.
     """
     rates = torch.exp(torch.arange(width // 4, device=corners.device) * (-4 * math.log(_TEMPERATURE) / width))
-    angles = 2 * math.pi * corners.float()[..., None] * rates
+    angles = 2 * math.pi * at_least_fp32(corners)[..., None] * rates
     return torch.cat([angles.sin(), angles.cos()], dim=-1).flatten(1)

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from clipkit.distributed import Group
 from clipkit.losses.grounding import as_corners, box_loss, match
+from clipkit.losses.inputs import at_least_fp32
 from clipkit.losses.region import region_loss
 from clipkit.regions.base import RegionBatch, RegionHead
 from clipkit.regions.boxes import pairwise_iou
@@ -87,9 +88,9 @@ class QueryDecoder(RegionHead):
         hidden = self.norm(hidden)
         regions, image = hidden[:, :-1], hidden[:, -1]
         return FoundRegions(
-            features=F.normalize((regions @ self.region_projection.to(regions)).float(), dim=-1),
-            boxes=as_corners(self.box(regions).float().sigmoid()),
-            image_features=F.normalize((image @ self.image_projection.to(image)).float(), dim=-1),
+            features=F.normalize(at_least_fp32(regions @ self.region_projection.to(regions)), dim=-1),
+            boxes=as_corners(at_least_fp32(self.box(regions)).sigmoid()),
+            image_features=F.normalize(at_least_fp32(image @ self.image_projection.to(image)), dim=-1),
         )
 
     def forward(self, tokens: Tensor, grid: tuple[int, int], regions: RegionBatch) -> dict[str, Tensor]:
@@ -115,7 +116,7 @@ class QueryDecoder(RegionHead):
         """`box` and `region_text` of the matched queries, see `RegionHead`."""
         boxes = rows["query_boxes"]
         pairs = match(boxes, regions.boxes, regions.box_index)
-        texts = regions.phrase_features[pairs.box].float()
+        texts = at_least_fp32(regions.phrase_features[pairs.box])
         features = rows["query_features"][pairs.image, pairs.query]
         return {
             "box": box_loss(boxes[pairs.image, pairs.query], regions.boxes[pairs.box], group=group),
@@ -136,14 +137,14 @@ class QueryDecoder(RegionHead):
         found = self.find(tokens)
         chosen = [
             int(pairwise_iou(box[None], found.boxes[image]).argmax())
-            for box, image in zip(boxes.float(), box_index.tolist(), strict=True)
+            for box, image in zip(boxes.to(found.boxes), box_index.tolist(), strict=True)
         ]
         return found.features[box_index, torch.tensor(chosen, dtype=torch.int64, device=tokens.device)]
 
     def ground(self, tokens: Tensor, grid: tuple[int, int], phrase_features: Tensor, index: Tensor) -> Tensor:
         """The boxes of the queries whose features fit the phrases best, see `RegionHead`."""
         found = self.find(tokens)
-        fits = torch.einsum("pqd,pd->pq", found.features[index], phrase_features.float())
+        fits = torch.einsum("pqd,pd->pq", found.features[index], at_least_fp32(phrase_features))
         return found.boxes[index, fits.argmax(dim=1)].clamp(0, 1)
 
 

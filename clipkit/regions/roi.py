@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clipkit.distributed import Group
+from clipkit.losses.inputs import at_least_fp32
 from clipkit.losses.region import MAX_TEXT_SIMILARITY, region_loss
 from clipkit.regions.base import RegionBatch, RegionHead
 
@@ -66,7 +67,7 @@ class RoIAlign(RegionHead):
         """`region_text`, see `RegionHead`."""
         loss = region_loss(
             rows["region_features"],
-            regions.phrase_features.float(),
+            at_least_fp32(regions.phrase_features),
             logit_scale,
             max_text_similarity=self.config.max_text_similarity,
             group=group,
@@ -78,7 +79,7 @@ class RoIAlign(RegionHead):
     ) -> Tensor:
         """See `RegionHead`."""
         pooled = pool_boxes(tokens, grid, boxes, box_index, num_bins=self.config.num_bins)
-        return F.normalize(self.projection(self.norm(pooled)).float(), dim=-1)
+        return F.normalize(at_least_fp32(self.projection(self.norm(pooled))), dim=-1)
 
     def ground(self, tokens: Tensor, grid: tuple[int, int], phrase_features: Tensor, index: Tensor) -> Tensor:
         """Refused: pooling a given box says nothing of where a phrase is."""
@@ -100,8 +101,8 @@ def pool_boxes(
     from torchvision.ops import roi_align
 
     rows, columns = grid
-    maps = tokens.float().transpose(1, 2).reshape(len(tokens), -1, rows, columns)
-    scaled = boxes.float() * boxes.new_tensor([columns, rows, columns, rows])
+    maps = at_least_fp32(tokens).transpose(1, 2).reshape(len(tokens), -1, rows, columns)
+    scaled = boxes.to(maps) * maps.new_tensor([columns, rows, columns, rows])
     rois = torch.cat([box_index[:, None].to(scaled), scaled], dim=1)
     pooled: Tensor = roi_align(maps, rois, num_bins, sampling_ratio=_SAMPLES, aligned=True)
     return pooled.mean(dim=(2, 3))
