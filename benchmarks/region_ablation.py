@@ -33,31 +33,43 @@ PROMPTER = {"head": "prompter", "weights": {"grounding": GROUNDING_WEIGHT}}
 DECODER = {"num_queries": 5, "num_layers": 2, "num_heads": 6, "mlp_width": 384}
 
 
+LONG, SHORT = 1_500, 400
+"""Steps of the three models, and of each row of the ablation."""
+
+
 @dataclass(frozen=True)
 class Row:
     """A run, by what it has in `regions`."""
 
     title: str
+    num_steps: int
     regions: dict[str, Any] = field(default_factory=dict)
 
 
+def _prompter(**settings: float) -> dict[str, Any]:
+    return {**PROMPTER, "settings": settings}
+
+
 ROWS = {
-    "clip": Row("CLIP"),
-    "cloc": Row("CLIP + CLOC, M = 4", PROMPTER),
-    "no-filter": Row(
-        "... no filter of alike phrases", {**PROMPTER, "settings": {"max_text_similarity": 1.0}}
-    ),
-    "as-published": Row(
-        "... all outputs pooled, tokens without places, as published",
-        {**PROMPTER, "settings": {"pools_prompts": False, "places_tokens": False}},
-    ),
-    "no-grounding": Row("... no grounding loss", {"head": "prompter", "settings": {"with_grounding": False}}),
-    "roi-align": Row("... RoIAlign instead of the Prompter", {"head": "roi-align"}),
-    "m2": Row("... M = 2", {**PROMPTER, "per_image": 2}),
-    "m1": Row("... M = 1", {**PROMPTER, "per_image": 1}),
+    "clip": Row("CLIP", LONG),
+    "cloc": Row("CLIP + CLOC", LONG, PROMPTER),
     "grain": Row(
         "CLIP + GRAIN",
+        LONG,
         {"head": "query-decoder", "settings": DECODER, "weights": {"box": 1.5}, "per_image": 5},
+    ),
+    "m4": Row("CLIP + CLOC, M = 4", SHORT, PROMPTER),
+    "m2": Row("M = 2", SHORT, {**PROMPTER, "per_image": 2}),
+    "m1": Row("M = 1", SHORT, {**PROMPTER, "per_image": 1}),
+    "no-filter": Row("no filter of alike phrases", SHORT, _prompter(max_text_similarity=1.0)),
+    "no-grounding": Row(
+        "no grounding loss", SHORT, {"head": "prompter", "settings": {"with_grounding": False}}
+    ),
+    "roi-align": Row("RoIAlign instead of the Prompter", SHORT, {"head": "roi-align"}),
+    "as-published": Row(
+        "tokens without places, all outputs pooled",
+        SHORT,
+        _prompter(places_tokens=False, pools_prompts=False),
     ),
 }
 
@@ -81,7 +93,7 @@ def settings(work: Path, name: str) -> dict[str, Any]:
     """What a row is trained with."""
     content: dict[str, Any] = yaml.safe_load(SETTINGS.read_text(encoding="utf-8"))
     content["data"]["sources"] = {"scenes": str(work / "scenes" / "train")}
-    return {**content, "regions": ROWS[name].regions}
+    return {**content, "regions": ROWS[name].regions, "steps": ROWS[name].num_steps}
 
 
 def measure(work: Path, name: str) -> dict[str, dict[str, float]]:
@@ -138,7 +150,10 @@ def report(work: Path, names: Sequence[str]) -> str:
     regions = "\n".join(f"{name}: {ROWS[name].regions}" for name in names)
     return (
         f"{SCENES.num_train:,} training scenes of 64 pixels, {SCENES.num_val:,} held-out ones with the boxes "
-        f"of all their objects. Percent.\n\n{table(found, work)}\n"
+        f"of all their objects. Percent.\n\n## {LONG:,} steps\n\n"
+        f"{table({name: found[name] for name in names if ROWS[name].num_steps == LONG}, work)}\n"
+        f"## What each part is for: {SHORT} steps\n\n"
+        f"{table({name: found[name] for name in names if ROWS[name].num_steps == SHORT}, work)}\n"
         f"- Regions: mean per-class accuracy of the true boxes among {len(phrases())} phrases such as "
         f'"{phrases()[0]}", 16 of them of combinations that were never trained. By the region head; by '
         "RoIAlign on the tower's own tokens, the control without a crop; by the tower on the box cut out.\n"
