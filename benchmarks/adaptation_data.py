@@ -38,6 +38,8 @@ PHOTO_SETS = {
 SETS = (*PHOTO_SETS, "scenes")
 SCENES = SceneShards(num_train=1, num_train_objects=4_000, num_val=1, num_objects=64 * 40)
 """40 images of one object a class are adapted to: 18 to train on, 4 to validate, 18 to test."""
+SHAPES = ("circle", "square", "star", "ring")
+"""Half of all, in every colour: the classes of the set."""
 Item = tuple[str, int, str]
 """Path, label and class name, as a split file has them."""
 
@@ -117,7 +119,8 @@ def _flickr(folder: Path, work: Path) -> None:
 def _scenes(work: Path) -> None:
     objects = work / "scene_shards" / "objects"
     names = (objects / "classnames.txt").read_text().splitlines()
-    order = {name: label for label, name in enumerate(sorted(names))}
+    chosen = sorted(name for name in names if name.endswith(SHAPES))
+    order = {name: label for label, name in enumerate(chosen)}
     parts: dict[str, list[Item]] = {"train": [], "val": [], "test": []}
     seen: dict[str, int] = defaultdict(int)
     for shard in sorted((objects / "test").glob("*.tar"), key=lambda path: int(path.stem)):
@@ -130,6 +133,8 @@ def _scenes(work: Path) -> None:
                 members[key][kind] = content.read()
         for key, kinds in members.items():
             name = names[int(kinds["cls"])]
+            if name not in order:
+                continue
             path = f"{name}/{shard.stem}_{key}.jpg"
             _write(work / "scenes" / path, kinds["jpg"])
             number, seen[name] = seen[name], seen[name] + 1

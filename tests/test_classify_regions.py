@@ -14,6 +14,7 @@ from PIL import Image
 from region_shards import COLOURS, draw, made_regions, random_model, trained_model
 
 from clipkit.cli import main
+from clipkit.regions.answers import grid_of
 
 REGIONS = made_regions(12)
 BANK = {"cat": ["whiskers", "a long tail"], "dog": ["often barks"], "cow": []}
@@ -173,7 +174,8 @@ def test_grains_score_is_that_of_a_slow_oracle(
     with torch.no_grad():
         texts = model.encode_text(model.tokenizer(prompts), normalize=True)
         images = torch.stack([model.preprocess()(draw(own)) for own in REGIONS])
-        found = model.region_head.find(model.tokens(images).tokens[0])  # type: ignore[union-attr, operator]
+        seen = model.tokens(images)
+        found = model.region_head.find(seen.tokens[0], grid_of(seen))  # type: ignore[union-attr, operator]
     means = class_means(texts, torch.tensor(owners), 3)
     for weight in (0.0, 0.3, 1.0):
         answers = _mixed(capsys, pictures, tmp_path / "model", bank, weight)

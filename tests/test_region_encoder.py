@@ -27,6 +27,7 @@ import clipkit
 from clipkit.data.image_files import ImageFiles
 from clipkit.data.prompted_images import Region
 from clipkit.feature_cache import FeatureCache
+from clipkit.regions.answers import grid_of
 from clipkit.regions.dense import dense_map, pool_tokens
 
 
@@ -97,7 +98,8 @@ def test_queries_of_a_decoder(files: list[Path]) -> None:
     model = random_model("query-decoder")
     _, found = RegionEncoder(model, None).regions(_source(files, [QUERIES]), batch_size=2)
     with torch.no_grad():
-        expected = model.region_head.find(model.tokens(_inputs(model, files)).tokens[0])  # type: ignore[union-attr, operator]
+        seen = model.tokens(_inputs(model, files))
+        expected = model.region_head.find(seen.tokens[0], grid_of(seen))  # type: ignore[union-attr, operator]
     for place, image in enumerate(found.images):
         assert image.queries is not None
         torch.testing.assert_close(image.queries.boxes, expected.boxes[place], rtol=0, atol=1e-5)

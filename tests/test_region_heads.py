@@ -1,5 +1,6 @@
 """Region heads: their sizes, slow oracles, and that they learn to answer about a part."""
 
+import dataclasses
 import math
 
 import pytest
@@ -10,14 +11,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from clipkit.regions.base import RegionBatch
+from clipkit.regions.places import placed, point_encoding, token_centres
 from clipkit.regions.prompter import (
     PromptedLayer,
     Prompter,
     PrompterConfig,
-    corner_encoding,
-    token_centres,
 )
-from clipkit.regions.queries import QueryDecoder
+from clipkit.regions.queries import QueryDecoder, QueryDecoderConfig
 from clipkit.regions.roi import pool_boxes
 
 KINDS = ["prompter", "roi-align", "query-decoder"]
@@ -51,8 +51,8 @@ def test_the_query_decoder_has_the_size_of_grains():
         assert _count(QueryDecoder(768, d)) == expected
 
 
-def test_corner_encoding_by_hand():
-    found = corner_encoding(torch.tensor([[0.25, 0.5]]), 8)
+def test_point_encoding_by_hand():
+    found = point_encoding(torch.tensor([[0.25, 0.5]]), 8)
     rates = (1.0, 0.01)
     expected = []
     for place in (0.25, 0.5):
@@ -95,12 +95,24 @@ def test_centres_of_tokens_by_hand():
     torch.testing.assert_close(found, expected)
 
 
+def test_a_query_decoder_reads_placed_tokens():
+    data = region_jobs.regions()
+    placing = region_jobs.make_head("query-decoder").eval()
+    plain = QueryDecoder(WIDTH, EMBED_DIM, dataclasses.replace(placing.config, places_tokens=False)).eval()
+    plain.load_state_dict(placing.state_dict())
+    found = placing.find(data.tokens, GRID)
+    expected = plain.find(placed(data.tokens, GRID), GRID)
+    torch.testing.assert_close(found.boxes, expected.boxes)
+    other = plain.find(data.tokens, GRID)
+    assert not torch.allclose(found.features, other.features, atol=1e-3)
+
+
 def test_a_prompter_that_places_tokens_adds_the_encoding_of_corners_at_their_centres():
     data = region_jobs.regions()
     placing = region_jobs.make_head("prompter")
     plain = Prompter(WIDTH, EMBED_DIM, PrompterConfig(places_tokens=False))
     plain.load_state_dict(placing.state_dict())
-    places = corner_encoding(token_centres(GRID, torch.device("cpu")), WIDTH)
+    places = point_encoding(token_centres(GRID, torch.device("cpu")), WIDTH)
     placed = F.layer_norm(data.tokens, (WIDTH,)) + places
     expected = plain.encode_regions(placed, GRID, data.boxes, data.box_index)
     found = placing.encode_regions(data.tokens, GRID, data.boxes, data.box_index)
@@ -114,7 +126,7 @@ def test_a_prompter_as_published_takes_the_mean_of_all_outputs():
     head = Prompter(WIDTH, EMBED_DIM, PrompterConfig(pools_prompts=False, places_tokens=False))
     prompts = torch.stack(
         [
-            project(corner_encoding(corner, WIDTH))
+            project(point_encoding(corner, WIDTH))
             for project, corner in zip(head.corners, (data.boxes[:, :2], data.boxes[:, 2:]), strict=True)
         ],
         dim=1,
@@ -178,6 +190,9 @@ def test_roi_align_cannot_ground():
 def test_a_width_that_cannot_be_encoded_is_refused():
     with pytest.raises(ValueError, match="multiple of 4, got 18"):
         Prompter(18, 8)
+    with pytest.raises(ValueError, match="multiple of 4, got 18; or take places_tokens=False"):
+        QueryDecoder(18, 8)
+    QueryDecoder(18, 8, QueryDecoderConfig(places_tokens=False))
 
 
 @pytest.mark.parametrize("kind", KINDS)

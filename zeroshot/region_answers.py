@@ -129,7 +129,7 @@ class RegionAnswerer:
             return [None] * len(seen.pooled)
         head = self._head
         assert isinstance(head, QueryDecoder)
-        found = head.find(seen.tokens[0])
+        found = head.find(seen.tokens[0], grid_of(seen))
         columns = (found.boxes.float().cpu(), found.features.cpu(), found.image_features.cpu())
         return [
             FoundByQueries(boxes=boxes, features=features, image_feature=image)

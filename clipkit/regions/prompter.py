@@ -12,7 +12,6 @@ a short while, a Prompter without these hears nothing of its prompts, see `bench
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -26,8 +25,7 @@ from clipkit.losses.grounding import corner_loss
 from clipkit.losses.inputs import at_least_fp32
 from clipkit.losses.region import MAX_TEXT_SIMILARITY, region_loss
 from clipkit.regions.base import RegionBatch, RegionHead
-
-_TEMPERATURE = 10_000.0
+from clipkit.regions.places import placed, point_encoding
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,15 +126,12 @@ class Prompter(RegionHead):
 
     def _read(self, tokens: Tensor, grid: tuple[int, int]) -> ReadTokens:
         if self.config.places_tokens:
-            places = corner_encoding(token_centres(grid, tokens.device), self.width)
-            tokens = F.layer_norm(tokens, tokens.shape[-1:]) + places.to(tokens)
+            tokens = placed(tokens, grid)
         return self.layer.read(tokens)
 
     def _encode(self, read: ReadTokens, boxes: Tensor, index: Tensor) -> Tensor:
         corners = zip(self.corners, (boxes[:, :2], boxes[:, 2:]), strict=True)
-        prompts = [
-            project(corner_encoding(corner, self.width).to(read.tokens)) for project, corner in corners
-        ]
+        prompts = [project(point_encoding(corner, self.width).to(read.tokens)) for project, corner in corners]
         pooled = self._pool(read, torch.stack(prompts, dim=1), index)
         return F.normalize(at_least_fp32(self.projection(pooled)), dim=-1)
 
@@ -222,25 +217,3 @@ class PromptedLayer(nn.Module):
             return qkv
         queries_and_keys, values = torch.split(qkv, [2 * rows.shape[-1], rows.shape[-1]], dim=-1)
         return torch.cat([queries_and_keys, F.linear(values, self.out.weight)], dim=-1)
-
-
-def token_centres(grid: tuple[int, int], device: torch.device) -> Tensor:
-    """(h * w, 2) fp32: x and y of the centres of an h x w grid of tokens, row by row, as fractions."""
-    y, x = ((torch.arange(size, device=device) + 0.5) / size for size in grid)
-    return torch.cartesian_prod(y, x).flip(-1)
-
-
-def corner_encoding(corners: Tensor, width: int) -> Tensor:
-    """Sines and cosines of points.
-
-    Args:
-        corners: (R, 2), x and y as fractions.
-        width: C, a multiple of 4.
-
-    Returns:
-        (R, C) fp32: C / 2 numbers of x, then as many of y. Those of a coordinate p are the C / 4 sines of
-        2 pi p r_i with the rates r_i = 10000^(-4i / C), then the cosines.
-    """
-    rates = torch.exp(torch.arange(width // 4, device=corners.device) * (-4 * math.log(_TEMPERATURE) / width))
-    angles = 2 * math.pi * at_least_fp32(corners)[..., None] * rates
-    return torch.cat([angles.sin(), angles.cos()], dim=-1).flatten(1)

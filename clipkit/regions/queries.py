@@ -16,6 +16,7 @@ from clipkit.losses.inputs import at_least_fp32
 from clipkit.losses.region import region_loss
 from clipkit.regions.base import RegionBatch, RegionHead
 from clipkit.regions.boxes import pairwise_iou
+from clipkit.regions.places import placed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +29,8 @@ class QueryDecoderConfig:
     num_heads: int = 8
     mlp_width: int = 2048
     dropout: float = 0.1
+    places_tokens: bool = True
+    """Give tokens, normalised, the encoding of their centre; else, as published, none."""
     is_local: bool = False
     """Contrast regions with the texts of this rank alone and in one direction, as the published code does,
     instead of with those of all ranks in both."""
@@ -61,6 +64,11 @@ class QueryDecoder(RegionHead):
         """
         super().__init__()
         self.config = config = config or QueryDecoderConfig()
+        if config.places_tokens and width % 4:
+            raise ValueError(
+                f"a query decoder needs a tower whose width is a multiple of 4, got {width}; "
+                "or take places_tokens=False"
+            )
         self.memory = nn.Linear(width, embed_dim, bias=False)
         self.queries = nn.Parameter(torch.randn(config.num_queries + 1, embed_dim))
         self.layers = nn.ModuleList(
@@ -78,9 +86,9 @@ class QueryDecoder(RegionHead):
         self.region_projection = nn.Parameter(torch.randn(embed_dim, embed_dim) * embed_dim**-0.5)
         self.image_projection = nn.Parameter(torch.randn(embed_dim, embed_dim) * embed_dim**-0.5)
 
-    def find(self, tokens: Tensor) -> FoundRegions:
-        """(B, N, C) tokens -> the regions of each image and its own features."""
-        memory = self.memory(tokens)
+    def find(self, tokens: Tensor, grid: tuple[int, int]) -> FoundRegions:
+        """(B, h * w, C) tokens of an h x w grid -> the regions of each image and its own features."""
+        memory = self.memory(placed(tokens, grid) if self.config.places_tokens else tokens)
         places = self.queries.to(memory).expand(len(tokens), -1, -1)
         hidden = torch.zeros_like(places)
         for layer in self.layers:
@@ -98,7 +106,7 @@ class QueryDecoder(RegionHead):
 
         The last are the image query's, to be contrasted with captions. See `RegionHead`.
         """
-        found = self.find(tokens)
+        found = self.find(tokens, grid)
         return {
             "query_features": found.features,
             "query_boxes": found.boxes,
@@ -134,7 +142,7 @@ class QueryDecoder(RegionHead):
         self, tokens: Tensor, grid: tuple[int, int], boxes: Tensor, box_index: Tensor
     ) -> Tensor:
         """Features of the queries whose boxes overlap the given ones most, see `RegionHead`."""
-        found = self.find(tokens)
+        found = self.find(tokens, grid)
         chosen = [
             int(pairwise_iou(box[None], found.boxes[image]).argmax())
             for box, image in zip(boxes.to(found.boxes), box_index.tolist(), strict=True)
@@ -143,7 +151,7 @@ class QueryDecoder(RegionHead):
 
     def ground(self, tokens: Tensor, grid: tuple[int, int], phrase_features: Tensor, index: Tensor) -> Tensor:
         """The boxes of the queries whose features fit the phrases best, see `RegionHead`."""
-        found = self.find(tokens)
+        found = self.find(tokens, grid)
         fits = torch.einsum("pqd,pd->pq", found.features[index], at_least_fp32(phrase_features))
         return found.boxes[index, fits.argmax(dim=1)].clamp(0, 1)
 
