@@ -262,7 +262,7 @@ def report(work: Path, runs: Sequence[Run], recipes: dict[str, Recipe], sets: Se
         )
     lines = [f"{method}: {asdict(recipe)}" for method, recipe in recipes.items()]
     parts.append(
-        "## Recipes\n\nOne for all sets, chosen by validation images; see adaptation_recipes.yaml.\n\n```\n"
+        "## Recipes\n\nThose of the papers, with the changes of adaptation_recipes.yaml.\n\n```\n"
         + "\n".join(lines)
         + "\n```\n"
     )

@@ -13,7 +13,7 @@ from clipkit.zeroshot.suite import read_suite
 
 import clipkit
 from clipkit.cli import main
-from clipkit.commands import demo, demo_report, demo_search, demo_tasks
+from clipkit.commands import demo, demo_regions, demo_report, demo_search, demo_tasks
 from clipkit.json_files import read_json
 from clipkit.page import Page
 
@@ -29,12 +29,19 @@ def test_the_demo_ends_with_a_report(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(demo, "TRAIN_CONFIG", SMALL)
+    monkeypatch.setattr(demo_regions, "CONFIG", SMALL + "regions: {head: prompter}\n")
     output = tmp_path / "demo"
     arguments = ["demo", "--output", str(output), "--num-train", "32"]
     arguments += ["--num-train-objects", "16", "--num-val", "24", "--num-varieties-test", "2"]
     assert main(arguments) == 0
     printed = capsys.readouterr()
-    for figure in ("zero-shot top-1 over 64", "never trained", "text-to-image R@1 over 24", "by noise in"):
+    for figure in (
+        "where a phrase is",
+        "zero-shot top-1 over 64",
+        "never trained",
+        "text-to-image R@1 over 24",
+        "by noise in",
+    ):
         assert figure in printed.out
     for command in ("train", "evaluate", "embed", "index build", "search"):
         assert f"$ clipkit {command} " in printed.err
@@ -46,10 +53,11 @@ def test_the_demo_ends_with_a_report(
     assert len(read_suite(output / "suite.yaml")) == 3
     assert serve.removeprefix("serve: ") in report
     num_queries = demo_report.NUM_QUERIES * demo_report.NUM_HITS
-    assert report.count("data:image/png") == num_queries + 1 + demo_search.NUM_HITS
+    # Beside the hits, the confusion and the sheet of grounded phrases.
+    assert report.count("data:image/png") == num_queries + 2 + demo_search.NUM_HITS
     open_clip.create_model(f"local-dir:{output / 'run' / 'model'}")
 
-    results = demo_report.evaluate(output / "run" / "model", output / "scenes", output / "results")
+    results = demo_report.evaluate(demo.DemoFolder(output))
     assert len(results.classnames) == 64
     assert int(results.unseen.sum()) == 8
     share = float(results.unseen[results.labels].double().mean())
@@ -58,15 +66,17 @@ def test_the_demo_ends_with_a_report(
     assert set(results.recall_by_detail) == {"names", "partial", "full"}
     check_tasks(results.tasks, report)
     check_search(demo.DemoFolder(output))
+    check_regions(results.region_tasks, clipkit.load(output / "regions" / "model"), report)
 
     # Started again it is at the end already, and what was found of another model is not its own.
     other = output / "results" / "z.json"
     other.write_text(json.dumps({"dataset": "varieties", "model_id": "f" * 64, "metrics": {}}))
-    log = (output / "run" / "runlog.jsonl").read_text()
+    logs = [output / run / "runlog.jsonl" for run in ("run", "regions")]
+    before = [log.read_text() for log in logs]
     monkeypatch.setitem(sys.modules, "faiss", None)  # as where it is not installed
     capsys.readouterr()
     assert main(arguments) == 0
-    assert (output / "run" / "runlog.jsonl").read_text() == log
+    assert [log.read_text() for log in logs] == before
     printed = capsys.readouterr()
     assert "pip install 'clipkit[cpu]'" in printed.out.splitlines()[-1]
     assert "$ clipkit embed" not in printed.err
@@ -96,6 +106,15 @@ def check_search(folder: demo.DemoFolder) -> None:
     assert demo_search.search_scenes(folder) == 0
     assert (rows.stat().st_mtime_ns > made, os.readlink(folder.index / "current")) == (True, "v000002")
     assert read_json(folder.search_results) == found
+
+
+def check_regions(tasks: demo_tasks.TaskResults, model: clipkit.DualEncoder, report: str) -> None:
+    """A model with a head that grounds, and what was measured of it."""
+    assert model.region_head is not None
+    assert set(tasks) == {"recognition", "grounding"}
+    for result in tasks.values():
+        assert result["model_id"] == model.model_id
+        assert all(f"<h3>{table['title']}</h3>" in report for table in result["tables"])
 
 
 def check_tasks(tasks: demo_tasks.TaskResults, report: str) -> None:

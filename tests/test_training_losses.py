@@ -16,17 +16,19 @@ from clipkit.cli import main
 from clipkit.losses import Pairs, clip_loss
 from clipkit.scenes import SceneShards, write_shards
 
-LENGTHS = {
-    "softmax": ["--steps", "24", "--data.batch-size-per-rank", "32"],
-    # It has to learn its bias first.
-    "sigmoid": ["--steps", "100", "--data.batch-size-per-rank", "8"],
-}
 ON_FOUR_RANKS = {
-    "world": ["--loss.kernel", "dense"],
     "ring of tiles": ["--loss.kernel", "tiled", "--loss.exchange", "ring"],
+    "world": ["--loss.kernel", "dense"],
     "group": ["--loss.scope", "group", "--loss.group-size", "2", "--loss.kernel", "tiled"],
     "sigmoid": ["--loss.objective", "sigmoid", "--loss.kernel", "tiled", "--loss.exchange", "ring"],
 }
+LENGTHS = {
+    "ring of tiles": ["--steps", "24", "--data.batch-size-per-rank", "32"],
+    # It has to learn its bias first.
+    "sigmoid": ["--steps", "100", "--data.batch-size-per-rank", "8"],
+}
+"""Of the runs that are to learn; the others are compared with the first."""
+SHORT = ["--steps", "8", "--data.batch-size-per-rank", "32"]
 
 
 @pytest.fixture(scope="module")
@@ -44,25 +46,27 @@ def flags(output: Path, scenes: Path, *more: str) -> list[str]:
 
 @pytest.mark.slow
 def test_every_kind_of_loss_learns_on_four_ranks(tmp_path: Path, scenes: Path, ranks: RankPool) -> None:
-    common = ["--optim.lr", "3e-3", "--optim.warmup-steps", "6"]
-    common += ["--eval.zero-shot.objects", str(scenes / "objects" / "test"), "--eval.every-steps", "100"]
+    common = ["--optim.lr", "3e-3", "--optim.warmup-steps", "6", "--optim.schedule", "constant"]
     accuracies, curves = {}, {}
     for name, own in ON_FOUR_RANKS.items():
         output = tmp_path / name
-        more = [*own, *LENGTHS["sigmoid" if "sigmoid" in own else "softmax"]]
+        more = [*own, *LENGTHS.get(name, SHORT)]
+        if name in LENGTHS:
+            more += ["--eval.zero-shot.objects", str(scenes / "objects" / "test")]
         assert ranks.run(4, rank_jobs.command, flags(output, scenes, *common, *more)) == [0] * 4
         log = read_runlog(output / "runlog.jsonl")
         curves[name] = torch.tensor([line["loss_nats"] for line in log if "loss_nats" in line])
-        accuracies[name] = log[-1]["objects/top1"]
-        assert curves[name][-5:].mean() < 0.9 * curves[name][:5].mean(), name
+        if name in LENGTHS:
+            accuracies[name] = log[-1]["objects/top1"]
+            assert curves[name][-5:].mean() < 0.9 * curves[name][:5].mean(), name
     # Chance is 1 of 64, and the sigmoid loss is slower at first.
-    assert accuracies.pop("sigmoid") > 2 / 64
-    assert min(accuracies.values()) > 6 / 64, accuracies
-    assert accuracies["ring of tiles"] == pytest.approx(accuracies["world"], abs=0.1)
+    assert accuracies["sigmoid"] > 2 / 64
+    assert accuracies["ring of tiles"] > 6 / 64
     # The same run, until differences of rounding have grown.
-    torch.testing.assert_close(curves["ring of tiles"][:8], curves["world"][:8], rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(curves["ring of tiles"][:8], curves["world"], rtol=1e-3, atol=1e-3)
     # A group of 2 has half the negatives, so its loss starts near the log of half as many pairs.
     assert curves["world"][0] - curves["group"][0] == pytest.approx(0.693, abs=0.15)
+    assert curves["group"][-1] < curves["group"][0]
 
 
 def test_equal_captions_have_equal_keys() -> None:

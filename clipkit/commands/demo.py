@@ -147,7 +147,7 @@ def demo(
 
     from clipkit.commands.demo_report import evaluate, write_report
 
-    results = evaluate(folder.model, folder.scenes, folder.results)
+    results = evaluate(folder)
     report = output / REPORT_NAME
     minutes = (time.monotonic() - began) / 60
     write_report(report, results, folder, minutes=minutes, with_search=with_search)

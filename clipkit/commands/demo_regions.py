@@ -11,10 +11,11 @@ from PIL import Image
 
 import clipkit
 from clipkit.commands.demo import DemoFolder, run
-from clipkit.commands.demo_tasks import read_task_results, show_result
+from clipkit.commands.demo_tasks import TaskResults, read_task_results, show_result
 from clipkit.data.samples import SampleKeys
 from clipkit.data.sources import open_source
 from clipkit.images import decode_image
+from clipkit.model_dir import read_record
 from clipkit.page import Page
 from clipkit.regions.look import look_for
 from clipkit.regions.pictures import draw_regions
@@ -68,10 +69,25 @@ def train_and_evaluate(folder: DemoFolder, *, seed: int) -> int:
     return run(arguments) or run(measure)
 
 
-def show_regions(report: Page, folder: DemoFolder) -> None:
+def read_results(folder: DemoFolder) -> TaskResults:
+    """What `clipkit evaluate` has found of the model."""
+    record = read_record(folder.region_model)
+    assert record is not None
+    return read_task_results(folder.region_results, record["model_id"])
+
+
+def figures(results: TaskResults) -> dict[str, str]:
+    """The figures to print."""
+    named, found = (results[name]["metrics"] for name in (RECOGNITION, GROUNDING))
+    return {
+        "what is in a box, mean over phrases": f"{named['mean_per_class_accuracy']:.1%}",
+        "where a phrase is, mean IoU": f"{found['mean_iou']:.1%}",
+    }
+
+
+def show_regions(report: Page, results: TaskResults, folder: DemoFolder) -> None:
     """What the model says of boxes, and where it finds phrases."""
     model = clipkit.load(folder.region_model).eval()
-    results = read_task_results(folder.region_results, model.model_id)
     report.section(
         "Phrases and boxes",
         "A second model has learnt from the boxes of the objects too, by the region-text contrast and the "

@@ -46,6 +46,8 @@ class Results:
     recall_by_detail: dict[str, float]
     """Text-to-image R@1 by how much of the scene the caption says."""
     tasks: demo_tasks.TaskResults
+    region_tasks: demo_tasks.TaskResults
+    """Of the second model."""
     predictions: Tensor
     labels: Tensor
     classnames: tuple[str, ...]
@@ -74,18 +76,14 @@ class Results:
                 f"{self.retrieval['image_to_text_R@1']:.1%}"
             ),
             **demo_tasks.figures(self.tasks),
+            **demo_regions.figures(self.region_tasks),
         }
 
 
-def evaluate(model_dir: Path, scenes: Path, results: Path) -> Results:
-    """Measure a model directory on the held-out scenes.
-
-    Args:
-        model_dir: of the model.
-        scenes: the demo's shards.
-        results: where `clipkit evaluate` has written what it found of this model.
-    """
-    model = clipkit.load(model_dir).eval()
+def evaluate(folder: DemoFolder) -> Results:
+    """Measure the demo's model on the held-out scenes, and read what `clipkit evaluate` has found of both."""
+    model = clipkit.load(folder.model).eval()
+    scenes = folder.scenes
     keys = SampleKeys(fields=True)
     val = open_eval_source("val", scenes / "val", "retrieval", keys)
     objects = open_eval_source("objects", scenes / "objects" / "test", "zero_shot")
@@ -98,7 +96,8 @@ def evaluate(model_dir: Path, scenes: Path, results: Path) -> Results:
         num_scenes=encoded.image_features.shape[0],
         retrieval=encoded.retrieval_metrics(),
         recall_by_detail=_recall_by_detail(encoded, fields),
-        tasks=demo_tasks.read_task_results(results, model.model_id),
+        tasks=demo_tasks.read_task_results(folder.results, model.model_id),
+        region_tasks=demo_regions.read_results(folder),
         predictions=(images.image_features @ classes.T).argmax(dim=1),
         labels=images.labels,
         classnames=objects.classnames,
@@ -143,8 +142,9 @@ def write_report(
     """Write the page."""
     report = page.Page(
         "clipkit demo",
-        f"A dual encoder of {results.num_parameters / 1e6:.1f} M parameters, trained from scratch on "
-        f"generated scenes in {minutes:.1f} minutes, data and evaluation included.",
+        f"A dual encoder of {results.num_parameters / 1e6:.1f} M parameters, and another that answers about "
+        f"parts of pictures, trained from scratch on generated scenes: {minutes:.1f} minutes, data and "
+        "evaluation included.",
     )
     report.figures({name.removeprefix("... "): value for name, value in results.headline().items()})
     _show_training(report, folder.run)
@@ -152,7 +152,7 @@ def write_report(
     demo_tasks.show_captions(report, results.tasks)
     _show_zero_shot(report, results)
     demo_tasks.show_descriptions(report, results.tasks)
-    demo_regions.show_regions(report, folder)
+    demo_regions.show_regions(report, results.region_tasks, folder)
     if with_search:
         demo_search.show_search(report, folder)
     report.section("The same on your data")
