@@ -33,7 +33,7 @@ PROMPTER = {"head": "prompter", "weights": {"grounding": GROUNDING_WEIGHT}}
 DECODER = {"num_queries": 5, "num_layers": 2, "num_heads": 6, "mlp_width": 384}
 
 
-LONG, SHORT = 1_500, 400
+LONG, SHORT = 1_500, 250
 """Steps of the three models, and of each row of the ablation."""
 
 
