@@ -2,8 +2,9 @@
 
 The base model sees the captioned photos of Flickr8k and scenes of one object, and no image of the three
 photo sets, as a published model has not seen those that it is adapted to. Of every class of these sets the
-images are divided into train, val and test of `split_zhou_NAME.json`, the format of CoOp's splits. The scenes
-of the base model and those of the set come from different draws.
+images are divided into train, val and test of `split_zhou_NAME.json`, the format of CoOp's splits; test
+images beyond `MAX_TEST` are left out. The scenes of the base model and those of the set come from different
+draws.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ PHOTO_SETS = {
     "pacs": PhotoSet("pacs_photo_sketch_64.tar", 0.20, 0.10),
 }
 MAX_TEST = 150
-"""Test images of a class; with the 30 runs of a set, more would take hours."""
+"""Test images of a class in a folder of the tar; with the 30 runs of a set, more would take hours."""
 SETS = (*PHOTO_SETS, "scenes")
 SCENES = SceneShards(num_train=1, num_train_objects=4_000, num_val=1, num_objects=64 * 40)
 """40 images of one object a class are adapted to: 18 to train on, 4 to validate, 18 to test."""

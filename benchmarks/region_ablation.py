@@ -2,10 +2,10 @@
 
     python benchmarks/region_ablation.py --work WORK
 
-Every row is a run of `clipkit train` with the settings of region_ablation.yaml, the same seed, images and
-steps; rows differ in `regions` alone. All are measured with `clipkit evaluate` on the same held-out scenes,
-which also show the eight combinations of a colour and a shape that no training scene has. What is done is
-kept in `--work` and not done again, so that rows may be trained one by one, or by two processes (`--rows`).
+Every row is a run of `clipkit train` with the settings of region_ablation.yaml, the same seed and images, and
+in a table the same steps; rows differ in `regions` alone. All are measured with `clipkit evaluate` on the same
+held-out scenes, which also show the eight combinations of a colour and a shape that no training scene has.
+What is done is kept in `--work` and not done again, so that rows may be trained one by one (`--rows`).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ PROMPTER = {"head": "prompter", "weights": {"grounding": GROUNDING_WEIGHT}}
 DECODER = {"num_queries": 5, "num_layers": 2, "num_heads": 6, "mlp_width": 384}
 
 
-LONG, SHORT = 1_500, 250
+LONG, SHORT = 1_500, 200
 """Steps of the three models, and of each row of the ablation."""
 
 
@@ -46,7 +46,7 @@ class Row:
     regions: dict[str, Any] = field(default_factory=dict)
 
 
-def _prompter(**settings: float) -> dict[str, Any]:
+def _prompter(**settings: float | bool) -> dict[str, Any]:
     return {**PROMPTER, "settings": settings}
 
 
@@ -140,7 +140,7 @@ def table(found: dict[str, dict[str, dict[str, float]]], work: Path) -> str:
     for name, metrics in found.items():
         values = [metrics.get(entry, {}).get(metric) for _, entry, metric in COLUMNS]
         cells = ["" if value is None else f"{100 * value:.1f}" for value in values]
-        lines.append(f"| {ROWS[name].title} | {' | '.join(cells)} | {minutes(work, name):.0f} |")
+        lines.append(f"| {ROWS[name].title} | {' | '.join(cells)} | {minutes(work, name):.1f} |")
     return "\n".join(lines) + "\n"
 
 
@@ -155,13 +155,15 @@ def report(work: Path, names: Sequence[str]) -> str:
         f"## What each part is for: {SHORT} steps\n\n"
         f"{table({name: found[name] for name in names if ROWS[name].num_steps == SHORT}, work)}\n"
         f"- Regions: mean per-class accuracy of the true boxes among {len(phrases())} phrases such as "
-        f'"{phrases()[0]}", 16 of them of combinations that were never trained. By the region head; by '
-        "RoIAlign on the tower's own tokens, the control without a crop; by the tower on the box cut out.\n"
+        f'"{phrases()[0]}", 16 of them of combinations that were never trained; boxes whose phrase says a '
+        "place are left out. By the region head; by RoIAlign on the tower's own tokens, the control without a "
+        "crop; by the tower on the box cut out.\n"
         "- Grounding: the box that the head gives for a phrase of the image, mean IoU, and the share with an "
         "IoU of 0.5 or more. Found boxes: those of the query decoder, matched with the true ones.\n"
         "- T2I and I2T: retrieval among the held-out scenes and their captions. Binding: the true caption "
         "against one in which two objects have exchanged an attribute (chance 50). Objects: images of one "
-        "object among 64 names.\n\n"
+        "object among 64 names.\n"
+        "- Minutes: of the steps, on one core of a machine that did other things too.\n\n"
         f"```yaml\n{SETTINGS.read_text(encoding='utf-8')}```\n\n```\n{regions}\n```\n"
     )
 

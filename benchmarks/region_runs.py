@@ -10,32 +10,41 @@ from typing import Any
 
 import yaml
 
+from clipkit.commands.demo_tasks import read_task_results
+from clipkit.model_dir import read_record
+
 
 def train(work: Path, name: str, settings: dict[str, Any]) -> Path:
-    """The model directory of the run `work/name`, trained once with what a YAML file would hold."""
-    run = work / name
+    """The model directory of the run `work/name`, trained once with what a YAML file would hold.
+
+    Raises:
+        SystemExit: it was trained with other settings.
+    """
+    run, config, text = work / name, work / f"{name}.yaml", yaml.safe_dump(settings)
+    if config.exists() and config.read_text(encoding="utf-8") != text:
+        raise SystemExit(f"{run} was trained with other settings than these: remove it and {config}")
     if not (run / "model").exists():
-        config = work / f"{name}.yaml"
-        config.write_text(yaml.safe_dump(settings), encoding="utf-8")
+        config.write_text(text, encoding="utf-8")
         command = [sys.executable, "-m", "clipkit", "train", str(config), "--output", str(run)]
         subprocess.run([*command, "--resume", "auto"], check=True)
     return run / "model"
 
 
 def evaluate(work: Path, name: str, suite: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The result files of the run `work/name`, by entry of a suite of different tasks."""
+    """The result files of the run `work/name`, by entry of a suite."""
     path = work / f"{name}_suite.yaml"
     path.write_text(yaml.safe_dump(suite), encoding="utf-8")
     results = work / "results" / name
     command = [sys.executable, "-m", "clipkit", "evaluate", str(work / name / "model"), "--suite", str(path)]
     subprocess.run([*command, "--output", str(results), "--no-cache"], check=True, stdout=subprocess.DEVNULL)
-    found = [json.loads(file.read_text(encoding="utf-8")) for file in results.glob("*.json")]
-    by_task = {content["task"]: content for content in found}
-    return {entry: by_task[task["task"]] for entry, task in suite.items()}
+    record = read_record(work / name / "model")
+    assert record is not None
+    found = read_task_results(results, record["model_id"])
+    return {entry: dict(found[entry]) for entry in suite}
 
 
 def minutes(work: Path, name: str) -> float:
-    """How long the steps of a run took, by its log; of a machine that may have done other things too."""
+    """How long the steps of a run took, by its log, on a machine that may have done other things too."""
     lines = (work / name / "runlog.jsonl").read_text(encoding="utf-8").splitlines()
     logged = [json.loads(line) for line in lines if "images_per_second" in line]
     seconds, before = 0.0, 0

@@ -52,8 +52,9 @@ def autocast_of(precision: str, device: torch.device) -> torch.autocast:
 def trained_attention(precision: str, device: torch.device) -> Iterator[None]:
     """Around forward and backward: on a CPU in low precision the plain attention, else whatever torch takes.
 
-    There the backward pass of torch's fused attention takes 3 to 14 times that of the plain one. The plain
-    one keeps the weights of all heads, `batch x heads x length x length` numbers a block.
+    There the backward pass of torch's fused attention takes 3 to 14 times that of the plain one (torch 2.14,
+    bf16, 40 to 67 tokens, heads of 32 and 192). The plain one keeps the weights of all heads,
+    `batch x heads x length x length` numbers a block.
     """
     if device.type != "cpu" or precision == "fp32":
         yield

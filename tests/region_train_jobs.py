@@ -29,8 +29,11 @@ from clipkit.data.samples import SampleKeys, Source
 from clipkit.data.sources import open_sources
 from clipkit.preprocess import PreprocessConfig, TrainTransform
 
+AS_PUBLISHED = "as-published"
+"""Stands for a Prompter as in the paper."""
 SETTINGS: dict[str, dict[str, int | float | bool]] = {
-    "query-decoder": {"num_queries": 4, "num_layers": 1, "num_heads": 2, "mlp_width": 16, "dropout": 0.0}
+    AS_PUBLISHED: {"pools_prompts": False, "places_tokens": False},
+    "query-decoder": {"num_queries": 4, "num_layers": 1, "num_heads": 2, "mlp_width": 16, "dropout": 0.0},
 }
 PHRASES = (
     "a red star",
@@ -62,7 +65,11 @@ def config(
             micro_batch_size_per_rank=micro,
         ),
         loss=LossConfig(scope=scope),
-        regions=RegionsConfig(head=kind, settings=SETTINGS.get(kind, {}), weights=weights or {}),  # type: ignore[arg-type]
+        regions=RegionsConfig(
+            head="prompter" if kind == AS_PUBLISHED else kind,  # type: ignore[arg-type]
+            settings=SETTINGS.get(kind, {}),
+            weights=weights or {},
+        ),
         steps=1,
         parallel=parallel,
     )

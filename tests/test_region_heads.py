@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from clipkit.regions.base import RegionBatch
-from clipkit.regions.places import placed, point_encoding, token_centres
+from clipkit.regions.places import point_encoding, token_centres, with_places
 from clipkit.regions.prompter import (
     PromptedLayer,
     Prompter,
@@ -101,7 +101,7 @@ def test_a_query_decoder_reads_placed_tokens():
     plain = QueryDecoder(WIDTH, EMBED_DIM, dataclasses.replace(placing.config, places_tokens=False)).eval()
     plain.load_state_dict(placing.state_dict())
     found = placing.find(data.tokens, GRID)
-    expected = plain.find(placed(data.tokens, GRID), GRID)
+    expected = plain.find(with_places(data.tokens, GRID), GRID)
     torch.testing.assert_close(found.boxes, expected.boxes)
     other = plain.find(data.tokens, GRID)
     assert not torch.allclose(found.features, other.features, atol=1e-3)

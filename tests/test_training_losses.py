@@ -27,7 +27,7 @@ LENGTHS = {
     # It has to learn its bias first.
     "sigmoid": ["--steps", "100", "--data.batch-size-per-rank", "8"],
 }
-"""Of the runs that are to learn; the others are compared with the first."""
+"""Of the runs that are to learn; the others are compared with these."""
 SHORT = ["--steps", "8", "--data.batch-size-per-rank", "32"]
 
 
@@ -45,7 +45,9 @@ def flags(output: Path, scenes: Path, *more: str) -> list[str]:
 
 
 @pytest.mark.slow
-def test_every_kind_of_loss_learns_on_four_ranks(tmp_path: Path, scenes: Path, ranks: RankPool) -> None:
+def test_every_kind_of_loss_learns_or_is_the_same_run_on_four_ranks(
+    tmp_path: Path, scenes: Path, ranks: RankPool
+) -> None:
     common = ["--optim.lr", "3e-3", "--optim.warmup-steps", "6", "--optim.schedule", "constant"]
     accuracies, curves = {}, {}
     for name, own in ON_FOUR_RANKS.items():

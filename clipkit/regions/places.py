@@ -13,7 +13,7 @@ from clipkit.losses.inputs import at_least_fp32
 _TEMPERATURE = 10_000.0
 
 
-def placed(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+def with_places(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
     """Tokens that say where they are: each normalised, plus the encoding of its centre.
 
     A tower trained for its pooled features keeps little of the positions of its tokens.
@@ -45,8 +45,8 @@ def point_encoding(points: Tensor, width: int) -> Tensor:
         width: C, a multiple of 4.
 
     Returns:
-        (R, C) fp32: C / 2 numbers of x, then as many of y. Those of a coordinate p are the C / 4 sines of
-        2 pi p r_i with the rates r_i = 10000^(-4i / C), then the cosines.
+        (R, C) fp32, or fp64 of fp64: C / 2 numbers of x, then as many of y. Those of a coordinate p are the
+        C / 4 sines of 2 pi p r_i with the rates r_i = 10000^(-4i / C), then the cosines.
     """
     rates = torch.exp(torch.arange(width // 4, device=points.device) * (-4 * math.log(_TEMPERATURE) / width))
     angles = 2 * math.pi * at_least_fp32(points)[..., None] * rates

@@ -25,7 +25,7 @@ from clipkit.losses.grounding import corner_loss
 from clipkit.losses.inputs import at_least_fp32
 from clipkit.losses.region import MAX_TEXT_SIMILARITY, region_loss
 from clipkit.regions.base import RegionBatch, RegionHead
-from clipkit.regions.places import placed, point_encoding
+from clipkit.regions.places import point_encoding, with_places
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +126,7 @@ class Prompter(RegionHead):
 
     def _read(self, tokens: Tensor, grid: tuple[int, int]) -> ReadTokens:
         if self.config.places_tokens:
-            tokens = placed(tokens, grid)
+            tokens = with_places(tokens, grid)
         return self.layer.read(tokens)
 
     def _encode(self, read: ReadTokens, boxes: Tensor, index: Tensor) -> Tensor:

@@ -16,12 +16,12 @@ from clipkit.losses.inputs import at_least_fp32
 from clipkit.losses.region import region_loss
 from clipkit.regions.base import RegionBatch, RegionHead
 from clipkit.regions.boxes import pairwise_iou
-from clipkit.regions.places import placed
+from clipkit.regions.places import with_places
 
 
 @dataclass(frozen=True, kw_only=True)
 class QueryDecoderConfig:
-    """Settings of the query decoder; by default GRAIN's (arXiv:2412.04429, and its code)."""
+    """Settings of the query decoder; all but `places_tokens` are GRAIN's (arXiv:2412.04429, and its code)."""
 
     num_queries: int = 5
     """Regions that an image can have; one more query is for the image."""
@@ -58,7 +58,7 @@ class QueryDecoder(RegionHead):
         """Make a decoder with random weights.
 
         Args:
-            width: C of the tower's tokens.
+            width: C of the tower's tokens, with `places_tokens` a multiple of 4.
             embed_dim: D of the joint space, and the decoder's width.
             config: its settings.
         """
@@ -88,7 +88,7 @@ class QueryDecoder(RegionHead):
 
     def find(self, tokens: Tensor, grid: tuple[int, int]) -> FoundRegions:
         """(B, h * w, C) tokens of an h x w grid -> the regions of each image and its own features."""
-        memory = self.memory(placed(tokens, grid) if self.config.places_tokens else tokens)
+        memory = self.memory(with_places(tokens, grid) if self.config.places_tokens else tokens)
         places = self.queries.to(memory).expand(len(tokens), -1, -1)
         hidden = torch.zeros_like(places)
         for layer in self.layers:
@@ -159,7 +159,7 @@ class QueryDecoder(RegionHead):
 class DecoderLayer(nn.Module):
     """Self-attention of queries, cross-attention to the memory, a perceptron; each normalised before.
 
-    Queries have places, which are added for attention; the memory has none (as in GRAIN's code).
+    Queries have places, which are added for attention; to the memory nothing is added (as in GRAIN's code).
     """
 
     def __init__(self, width: int, num_heads: int, mlp_width: int, dropout: float) -> None:
@@ -176,9 +176,9 @@ class DecoderLayer(nn.Module):
         """(B, Q, D) queries, (B, Q, D) their places and (B, N, D) memory -> (B, Q, D)."""
         first, second, third = self.norms
         normed = first(hidden)
-        placed = normed + places
-        hidden = hidden + self.dropout(self.self_attention(placed, placed, normed, need_weights=False)[0])
-        placed = second(hidden) + places
-        hidden = hidden + self.dropout(self.cross_attention(placed, memory, memory, need_weights=False)[0])
+        queries = normed + places
+        hidden = hidden + self.dropout(self.self_attention(queries, queries, normed, need_weights=False)[0])
+        queries = second(hidden) + places
+        hidden = hidden + self.dropout(self.cross_attention(queries, memory, memory, need_weights=False)[0])
         result: Tensor = hidden + self.dropout(self.mlp(third(hidden)))
         return result
