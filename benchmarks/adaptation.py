@@ -7,10 +7,10 @@ Then every method learns 16 images a class of the first half of the classes, wit
 on the test images of these classes among their names (base) and on those of the other classes among theirs
 (new). The harmonic mean is that of the two averages over seeds.
 
-What is done is kept in `--work` and not done again; remove the folder when data or base model change. Each run
-is a process of its own, forked from one that has all modules. Its cost is read when the head is ready, before
-the tests, and so includes loading the model and decoding the images: processor seconds, in which nothing else
-counts that the machine does meanwhile, and the rise of the resident set's peak.
+What is done is kept in `--work` and not done again; remove the folder when data or base model change.
+Each run is a process of its own, forked from one that has all modules. Its cost is read when the head is
+ready, before the tests, and so includes loading the model and decoding the images: processor seconds, in
+which nothing else counts that the machine does meanwhile, and the rise of the resident set's peak.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ from clipkit.heads.base import Head
 
 ROOT = Path(__file__).resolve().parent.parent
 CHOICE = (
-    "Those of the papers, with the changes of adaptation_recipes.yaml. That MaPLe, IVLP and VPT have 20 epochs "
-    "was chosen by MaPLe's results on validation images of the photo sets, after test images had been seen with "
-    "5. The way in which the base model is trained was chosen after earlier ones, trained on parts of the same "
-    "sets, had been tested: on top of these, MaPLe won little or lost."
+    "Those of the papers, with the changes of adaptation_recipes.yaml. That MaPLe, IVLP and VPT have 20 "
+    "epochs was chosen by MaPLe's results on validation images of the photo sets, after test images had "
+    "been seen with 5. The way in which the base model is trained was chosen after earlier ones, "
+    "trained on parts of the same sets, had been tested: on top of these, MaPLe won little or lost."
 )
 ZERO_SHOT = "zero-shot"
 """What stands in the table where nothing is learned."""

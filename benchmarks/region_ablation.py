@@ -2,10 +2,11 @@
 
     python benchmarks/region_ablation.py --work WORK
 
-Every row is a run of `clipkit train` with the settings of region_ablation.yaml, the same seed and images, and
-in a table the same steps; rows differ in `regions` alone. All are measured with `clipkit evaluate` on the same
-held-out scenes, which also show the eight combinations of a colour and a shape that no training scene has.
-What is done is kept in `--work` and not done again, so that rows may be trained one by one (`--rows`).
+Every row is a run of `clipkit train` with the settings of region_ablation.yaml, the same seed and
+images, and in a table the same steps; rows differ in `regions` alone. All are measured with `clipkit
+evaluate` on the same held-out scenes, which also show the eight combinations of a colour and a shape
+that no training scene has. What is done is kept in `--work` and not done again, so that rows may be
+trained one by one (`--rows`).
 """
 
 from __future__ import annotations
@@ -155,8 +156,8 @@ def report(work: Path, names: Sequence[str]) -> str:
         f"## What each part is for: {SHORT} steps\n\n"
         f"{table({name: found[name] for name in names if ROWS[name].num_steps == SHORT}, work)}\n"
         f"- Regions: mean per-class accuracy of the true boxes among {len(phrases())} phrases such as "
-        f'"{phrases()[0]}", 16 of them of combinations that were never trained; boxes whose phrase says a '
-        "place are left out. By the region head; by RoIAlign on the tower's own tokens, the control without a "
+        f'"{phrases()[0]}", 16 of them of combinations that were never trained; boxes whose phrase says '
+        "a place are left out. By the region head; by RoIAlign on the tower's own tokens, the control without a "
         "crop; by the tower on the box cut out.\n"
         "- Grounding: the box that the head gives for a phrase of the image, mean IoU, and the share with an "
         "IoU of 0.5 or more. Found boxes: those of the query decoder, matched with the true ones.\n"

@@ -99,8 +99,8 @@ def main() -> None:
         table, notes = found["regions"]["tables"][0], found["regions"]["notes"]
         lines += [f"| {name} | {' | '.join(row)} |" for row in table["rows"]]
     body = (
-        f"{NUM_STEPS} steps of both from scratch, with the settings of region_ablation.yaml and random crops. "
-        "Percent; by the region head, by RoIAlign on the tower's own tokens, and by the tower on the box "
+        f"{NUM_STEPS} steps of both from scratch, with the settings of region_ablation.yaml and random "
+        "crops. Percent; by the region head, by RoIAlign on the tower's own tokens, and by the tower on the box "
         "cut out.\n\n" + "\n".join(lines) + "\n\n" + "\n".join(f"- {note}" for note in notes) + "\n"
     )
     command = ["benchmarks/region_photos.py", *sys.argv[1:]]
