@@ -157,8 +157,8 @@ def report(work: Path, names: Sequence[str]) -> str:
         f"{table({name: found[name] for name in names if ROWS[name].num_steps == SHORT}, work)}\n"
         f"- Regions: mean per-class accuracy of the true boxes among {len(phrases())} phrases such as "
         f'"{phrases()[0]}", 16 of them of combinations that were never trained; boxes whose phrase says '
-        "a place are left out. By the region head; by RoIAlign on the tower's own tokens, the control without a "
-        "crop; by the tower on the box cut out.\n"
+        "a place are left out. By the region head; by RoIAlign on the tower's own tokens, the control; by "
+        "the tower on the box cut out.\n"
         "- Grounding: the box that the head gives for a phrase of the image, mean IoU, and the share with an "
         "IoU of 0.5 or more. Found boxes: those of the query decoder, matched with the true ones.\n"
         "- T2I and I2T: retrieval among the held-out scenes and their captions. Binding: the true caption "

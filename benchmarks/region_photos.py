@@ -25,7 +25,7 @@ from region_runs import evaluate, train
 from report import write_result
 
 ROOT = Path(__file__).resolve().parent.parent
-NUM_STEPS = 600
+NUM_STEPS = 300
 SUITE = {"regions": "region_recognition"}
 ROWS: dict[str, dict[str, Any]] = {"clip": {}, "cloc": PROMPTER}
 
@@ -100,8 +100,8 @@ def main() -> None:
         lines += [f"| {name} | {' | '.join(row)} |" for row in table["rows"]]
     body = (
         f"{NUM_STEPS} steps of both from scratch, with the settings of region_ablation.yaml and random "
-        "crops. Percent; by the region head, by RoIAlign on the tower's own tokens, and by the tower on the box "
-        "cut out.\n\n" + "\n".join(lines) + "\n\n" + "\n".join(f"- {note}" for note in notes) + "\n"
+        "crops. Percent; by the region head, by RoIAlign on the tower's own tokens, and by the tower on the "
+        "box cut out.\n\n" + "\n".join(lines) + "\n\n" + "\n".join(f"- {note}" for note in notes) + "\n"
     )
     command = ["benchmarks/region_photos.py", *sys.argv[1:]]
     write_result("region_photos", "Regions of real photos", body, command=command)

@@ -9,6 +9,7 @@ import numpy as np
 import open_clip
 import pytest
 from clipkit.retrieval.store import EmbeddingFolder
+from clipkit.training.cli import app as train_app
 from clipkit.zeroshot.suite import read_suite
 
 import clipkit
@@ -81,6 +82,14 @@ def test_the_demo_ends_with_a_report(
     assert "pip install 'clipkit[cpu]'" in printed.out.splitlines()[-1]
     assert "$ clipkit embed" not in printed.err
     assert "clipkit serve" not in printed.out + (output / "report.html").read_text()
+
+
+@pytest.mark.parametrize("text", [demo.TRAIN_CONFIG, demo_regions.CONFIG])
+def test_what_the_demo_trains_with_is_a_configuration(tmp_path: Path, text: str) -> None:
+    (tmp_path / "train.yaml").write_text(text)
+    arguments = [str(tmp_path / "train.yaml"), "--output", "runs", "--data.sources.scenes", "scenes"]
+    _, bound, _ = train_app.parse_args(arguments, exit_on_error=False)
+    assert bound.arguments["config"].model.name in ("tiny-conv", "tiny-vit")
 
 
 def check_search(folder: demo.DemoFolder) -> None:

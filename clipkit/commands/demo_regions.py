@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,13 +17,13 @@ from clipkit.images import decode_image
 from clipkit.model_dir import read_record
 from clipkit.page import Page
 from clipkit.regions.look import look_for
-from clipkit.regions.pictures import draw_regions
+from clipkit.regions.pictures import draw_regions, sheet
 from clipkit.regions.show import label
 
 RECOGNITION, GROUNDING = "recognition", "grounding"
 NUM_SCENES = 6
 CONFIG_NAME, SUITE_NAME = "regions.yaml", "regions_suite.yaml"
-_SIDE, _GAP, _NUM_COLUMNS = 320, 12, 3
+_SIDE, _NUM_COLUMNS = 320, 3
 
 CONFIG = """\
 # The second model of `clipkit demo`: it learns from boxes with phrases, beside pictures with captions.
@@ -93,8 +92,9 @@ def show_regions(report: Page, results: TaskResults, folder: DemoFolder) -> None
         "A second model has learnt from the boxes of the objects too, by the region-text contrast and the "
         "grounding of CLOC: it says what is in a box, and where what a phrase names is.",
     )
+    pictures = list(_grounded(model, folder.scenes / "val"))
     report.picture(
-        _sheet(list(_grounded(model, folder.scenes / "val"))),
+        sheet([pictures[start : start + _NUM_COLUMNS] for start in range(0, len(pictures), _NUM_COLUMNS)]),
         "Held-out scenes with the box that the model gives for the phrase of each object, and the cosine of "
         "what is in that box with the phrase. Some combinations of colour and shape were never trained.",
     )
@@ -115,13 +115,3 @@ def _grounded(model: clipkit.DualEncoder, scenes: Path) -> Iterator[Image.Image]
         found = look_for(model, picture, phrases)
         boxes = torch.tensor([one.box for one in found])
         yield draw_regions(picture, boxes, [label(one) for one in found], longest_side=_SIDE)
-
-
-def _sheet(pictures: list[Image.Image]) -> Image.Image:
-    """Square pictures in rows of three."""
-    step = _SIDE + _GAP
-    num_rows = math.ceil(len(pictures) / _NUM_COLUMNS)
-    sheet = Image.new("RGB", (step * _NUM_COLUMNS - _GAP, step * num_rows - _GAP), "white")
-    for number, picture in enumerate(pictures):
-        sheet.paste(picture, (step * (number % _NUM_COLUMNS), step * (number // _NUM_COLUMNS)))
-    return sheet

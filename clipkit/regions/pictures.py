@@ -45,6 +45,21 @@ def draw_regions(
     return result
 
 
+def sheet(rows: Sequence[Sequence[Image.Image]], *, gap: int = 12) -> Image.Image:
+    """Rows of pictures of any size on white, `gap` pixels apart."""
+    width = max(sum(part.width for part in row) + gap * (len(row) - 1) for row in rows)
+    heights = [max(part.height for part in row) for row in rows]
+    result = Image.new("RGB", (width, sum(heights) + gap * (len(rows) - 1)), "white")
+    top = 0
+    for row, height in zip(rows, heights, strict=True):
+        left = 0
+        for part in row:
+            result.paste(part, (left, top))
+            left += part.width + gap
+        top += height + gap
+    return result
+
+
 def _label(
     draw: ImageDraw.ImageDraw,
     text: str,

@@ -12,12 +12,11 @@ from PIL import Image
 
 from clipkit.page import Page
 from clipkit.regions.look import PhraseInPicture, draw_heat
-from clipkit.regions.pictures import draw_regions
+from clipkit.regions.pictures import draw_regions, sheet
 from clipkit.windows import Window
 
 SUFFIXES = (".png", ".html")
 _SIDE = 640
-_GAP = 12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,23 +65,8 @@ def write_shown(path: Path, looked_at: Sequence[LookedAt]) -> None:
         _page(looked_at).write(path)
         return
     temporary = path.with_name(f".{path.name}.tmp")
-    _sheet(looked_at).save(temporary, format="PNG")
+    sheet([[one.with_boxes(), *one.heats()] for one in looked_at]).save(temporary, format="PNG")
     os.replace(temporary, path)
-
-
-def _sheet(looked_at: Sequence[LookedAt]) -> Image.Image:
-    rows = [[one.with_boxes(), *one.heats()] for one in looked_at]
-    width = max(sum(part.width for part in row) + _GAP * (len(row) - 1) for row in rows)
-    heights = [max(part.height for part in row) for row in rows]
-    sheet = Image.new("RGB", (width, sum(heights) + _GAP * (len(rows) - 1)), "white")
-    top = 0
-    for row, height in zip(rows, heights, strict=True):
-        left = 0
-        for part in row:
-            sheet.paste(part, (left, top))
-            left += part.width + _GAP
-        top += height + _GAP
-    return sheet
 
 
 def _page(looked_at: Sequence[LookedAt]) -> Page:
