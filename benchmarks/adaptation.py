@@ -263,7 +263,8 @@ def report(work: Path, runs: Sequence[Run], recipes: dict[str, Recipe], sets: Se
         names = open_class_splits(str(work / name / f"split_zhou_{name}.json")).names
         base, new = ([names[label] for label in half(names)] for half in (base_classes, new_classes))
         parts.append(
-            f"## {name}\n\nBase ({len(base)}): {', '.join(base)}. New ({len(new)}): {', '.join(new)}.\n\n"
+            f"## {name}\n\nBase ({len(base)}): {', '.join(base)}. New ({len(new)}): {', '.join(new)}. "
+            f"Chance: {100 / len(base):.1f} and {100 / len(new):.1f} %.\n\n"
             + table([run for run in runs if run.set == name])
         )
     lines = [f"{method}: {asdict(recipe)}" for method, recipe in recipes.items()]
