@@ -25,7 +25,7 @@ from region_runs import evaluate, train
 from report import write_result
 
 ROOT = Path(__file__).resolve().parent.parent
-NUM_STEPS = 300
+NUM_STEPS = 200
 SUITE = {"regions": "region_recognition"}
 ROWS: dict[str, dict[str, Any]] = {"clip": {}, "cloc": PROMPTER}
 

@@ -7,7 +7,7 @@ by a layer of its own, the layer normalises its inputs, and its outputs are norm
 Two choices differ from the paper, and can be undone. It takes the mean of all outputs, of which a prompt is
 one in fifty or more; here only the outputs of prompts count, and only they are computed. And it leaves it to
 the tower to tell where a token is; here tokens have the same encoding of their place as corners. Trained for
-a short while, a Prompter without these hears nothing of its prompts, see `benchmarks/results`.
+a short while, a Prompter without these hears next to nothing of its prompts, see `benchmarks/results`.
 """
 
 from __future__ import annotations
