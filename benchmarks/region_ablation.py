@@ -2,11 +2,10 @@
 
     python benchmarks/region_ablation.py --work WORK
 
-Every row is a run of `clipkit train` with the settings of region_ablation.yaml, the same seed and
-images, and in a table the same steps; rows differ in `regions` alone. All are measured with `clipkit
-evaluate` on the same held-out scenes, which also show the eight combinations of a colour and a shape
-that no training scene has. What is done is kept in `--work` and not done again, so that rows may be
-trained one by one (`--rows`).
+Every row is a run of `clipkit train` with the settings of region_ablation.yaml, the same steps, seed and
+images; rows differ in `regions` alone. All are measured with `clipkit evaluate` on the same held-out
+scenes, which also show the eight combinations of a colour and a shape that no training scene has. What is
+done is kept in `--work` and not done again, so that rows may be trained one by one (`--rows`).
 """
 
 from __future__ import annotations
@@ -19,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from binding_scenes import CLASSES as BINDING_CLASSES
+from binding_scenes import NAME_TEMPLATE, write_binding_scenes
 from region_runs import evaluate, minutes, train
 from report import write_result
 
@@ -32,10 +33,9 @@ SCENES = SceneShards(num_train_objects=64, num_objects=640)
 GROUNDING_WEIGHT = 10.0
 PROMPTER = {"head": "prompter", "weights": {"grounding": GROUNDING_WEIGHT}}
 DECODER = {"num_queries": 5, "num_layers": 2, "num_heads": 6, "mlp_width": 384}
-
-
-LONG, SHORT = 1_500, 200
-"""Steps of the three models, and of each row of the ablation."""
+NUM_STEPS = 1_500
+IMAGE_WEIGHT = 0.5
+IMAGES_PER_PAIR = 100
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,6 @@ class Row:
     """A run, by what it has in `regions`."""
 
     title: str
-    num_steps: int
     regions: dict[str, Any] = field(default_factory=dict)
 
 
@@ -52,24 +51,19 @@ def _prompter(**settings: float | bool) -> dict[str, Any]:
 
 
 ROWS = {
-    "clip": Row("CLIP", LONG),
-    "cloc": Row("CLIP + CLOC", LONG, PROMPTER),
+    "clip": Row("CLIP"),
+    "cloc": Row("CLIP + CLOC", PROMPTER),
     "grain": Row(
         "CLIP + GRAIN",
-        LONG,
         {"head": "query-decoder", "settings": DECODER, "weights": {"box": 1.5}, "per_image": 5},
     ),
-    "m4": Row("CLIP + CLOC, M = 4", SHORT, PROMPTER),
-    "m2": Row("M = 2", SHORT, {**PROMPTER, "per_image": 2}),
-    "m1": Row("M = 1", SHORT, {**PROMPTER, "per_image": 1}),
-    "no-filter": Row("no filter of alike phrases", SHORT, _prompter(max_text_similarity=1.0)),
-    "no-grounding": Row(
-        "no grounding loss", SHORT, {"head": "prompter", "settings": {"with_grounding": False}}
-    ),
-    "roi-align": Row("RoIAlign instead of the Prompter", SHORT, {"head": "roi-align"}),
+    "m2": Row("... M = 2", {**PROMPTER, "per_image": 2}),
+    "m1": Row("... M = 1", {**PROMPTER, "per_image": 1}),
+    "no-filter": Row("no filter of alike phrases", _prompter(max_text_similarity=1.0)),
+    "no-grounding": Row("no grounding loss", {"head": "prompter", "settings": {"with_grounding": False}}),
+    "roi-align": Row("RoIAlign instead of the Prompter", {"head": "roi-align"}),
     "as-published": Row(
         "tokens without places, all outputs pooled",
-        SHORT,
         _prompter(places_tokens=False, pools_prompts=False),
     ),
 }
@@ -79,7 +73,7 @@ SUITE = {
     "grounding": "region_grounding",
     "boxes": "region_boxes",
     "retrieval": "zeroshot_retrieval",
-    "captions": "caption_choice",
+    "binding": "descriptions",
     "objects": "zeroshot_classification",
 }
 """Tasks by what their result is called here."""
@@ -94,7 +88,7 @@ def settings(work: Path, name: str) -> dict[str, Any]:
     """What a row is trained with."""
     content: dict[str, Any] = yaml.safe_load(SETTINGS.read_text(encoding="utf-8"))
     content["data"]["sources"] = {"scenes": str(work / "scenes" / "train")}
-    return {**content, "regions": ROWS[name].regions, "steps": ROWS[name].num_steps}
+    return {**content, "regions": ROWS[name].regions, "steps": NUM_STEPS}
 
 
 def measure(work: Path, name: str) -> dict[str, dict[str, float]]:
@@ -104,17 +98,19 @@ def measure(work: Path, name: str) -> dict[str, dict[str, float]]:
     answers = {"boxes": head == "query-decoder", "grounding": grounds or head == "query-decoder"}
     names = work / "phrases.txt"
     names.write_text("\n".join(phrases()) + "\n", encoding="utf-8")
+    data = {"objects": work / "scenes" / "objects", "binding": work / "binding"}
     suite = {
-        entry: {"task": task, "data": str(work / "scenes" / ("objects" if entry == "objects" else "val"))}
+        entry: {"task": task, "data": str(data.get(entry, work / "scenes" / "val"))}
         for entry, task in SUITE.items()
         if answers.get(entry, True)
     }
     suite["recognition"]["class_names"] = str(names)
+    suite["binding"] |= {"descriptions": str(work / "binding" / "descriptions.json"), "template": "{d}"}
+    suite["binding"] |= {"name_template": NAME_TEMPLATE, "joiner": "none"}
+    if head == "query-decoder":
+        suite["binding"]["image_weight"] = IMAGE_WEIGHT
     found = evaluate(work, name, suite)
-    metrics = {entry: dict(content["metrics"]) for entry, content in found.items()}
-    kinds = {row[0]: row[2] for row in found["captions"]["tables"][0]["rows"]}
-    metrics["captions"]["binding"] = float(kinds["binding"].removesuffix(" %")) / 100
-    return metrics
+    return {entry: result.metrics for entry, result in found.items()}
 
 
 COLUMNS = (
@@ -126,8 +122,9 @@ COLUMNS = (
     ("found boxes IoU", "boxes", "mean_iou"),
     ("T2I R@1", "retrieval", "image_retrieval_recall@1"),
     ("I2T R@1", "retrieval", "text_retrieval_recall@1"),
-    ("binding", "captions", "binding"),
     ("objects", "objects", "acc1"),
+    ("pairs by caption", "binding", "names_acc1"),
+    ("pairs by regions", "binding", "regions_mixed_acc1"),
 )
 """Head of the column, entry of `SUITE`, metric."""
 
@@ -151,19 +148,20 @@ def report(work: Path, names: Sequence[str]) -> str:
     regions = "\n".join(f"{name}: {ROWS[name].regions}" for name in names)
     return (
         f"{SCENES.num_train:,} training scenes of 64 pixels, {SCENES.num_val:,} held-out ones with the boxes "
-        f"of all their objects. Percent.\n\n## {LONG:,} steps\n\n"
-        f"{table({name: found[name] for name in names if ROWS[name].num_steps == LONG}, work)}\n"
-        f"## What each part is for: {SHORT} steps\n\n"
-        f"{table({name: found[name] for name in names if ROWS[name].num_steps == SHORT}, work)}\n"
+        f"of all their objects. {NUM_STEPS:,} steps of each row. Percent.\n\n{table(found, work)}\n"
         f"- Regions: mean per-class accuracy of the true boxes among {len(phrases())} phrases such as "
         f'"{phrases()[0]}", 16 of them of combinations that were never trained; boxes whose phrase says '
         "a place are left out. By the region head; by RoIAlign on the tower's own tokens, the control; by "
         "the tower on the box cut out.\n"
         "- Grounding: the box that the head gives for a phrase of the image, mean IoU, and the share with an "
         "IoU of 0.5 or more. Found boxes: those of the query decoder, matched with the true ones.\n"
-        "- T2I and I2T: retrieval among the held-out scenes and their captions. Binding: the true caption "
-        "against one in which two objects have exchanged an attribute (chance 50). Objects: images of one "
+        "- T2I and I2T: retrieval among the held-out scenes and their captions. Objects: images of one "
         "object among 64 names.\n"
+        f"- Pairs: {IMAGES_PER_PAIR * len(BINDING_CLASSES):,} images of two objects among "
+        f"{len(BINDING_CLASSES)} classes, half of which have the colours of another exchanged: who sees "
+        "colours and shapes but not what belongs together reaches 50. By a caption of both objects; and as "
+        "GRAIN classifies, by the image query and the regions found, each with the name that fits it best "
+        f"(image weight {IMAGE_WEIGHT:g}).\n"
         "- Minutes: of the steps, on one core of a machine that did other things too.\n\n"
         f"```yaml\n{SETTINGS.read_text(encoding='utf-8')}```\n\n```\n{regions}\n```\n"
     )
@@ -177,6 +175,7 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", choices=ROWS, help="train these alone, and write no result")
     arguments = parser.parse_args()
     write_shards(arguments.work / "scenes", SCENES, num_processes=2)
+    write_binding_scenes(arguments.work / "binding", per_class=IMAGES_PER_PAIR)
     for name in arguments.rows or ROWS:
         train(arguments.work, name, settings(arguments.work, name))
     if arguments.rows is None:

@@ -25,7 +25,7 @@ from region_runs import evaluate, train
 from report import write_result
 
 ROOT = Path(__file__).resolve().parent.parent
-NUM_STEPS = 200
+NUM_STEPS = 1_500
 SUITE = {"regions": "region_recognition"}
 ROWS: dict[str, dict[str, Any]] = {"clip": {}, "cloc": PROMPTER}
 
@@ -96,8 +96,8 @@ def main() -> None:
         suite = {entry: {"task": task, "data": str(halves["val"])} for entry, task in SUITE.items()}
         suite["regions"]["class_names"] = "coco"
         found = evaluate(work, name, suite)
-        table, notes = found["regions"]["tables"][0], found["regions"]["notes"]
-        lines += [f"| {name} | {' | '.join(row)} |" for row in table["rows"]]
+        table, notes = found["regions"].tables[0], found["regions"].notes
+        lines += [f"| {name} | {' | '.join(row)} |" for row in table.rows]
     body = (
         f"{NUM_STEPS} steps of both from scratch, with the settings of region_ablation.yaml and random "
         "crops. Percent; by the region head, by RoIAlign on the tower's own tokens, and by the tower on the "

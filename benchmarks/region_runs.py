@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from clipkit.zeroshot.results import Result, read_results
 
-from clipkit.commands.demo_tasks import read_task_results
 from clipkit.model_dir import read_record
 
 
@@ -30,8 +30,8 @@ def train(work: Path, name: str, settings: dict[str, Any]) -> Path:
     return run / "model"
 
 
-def evaluate(work: Path, name: str, suite: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The result files of the run `work/name`, by entry of a suite."""
+def evaluate(work: Path, name: str, suite: dict[str, dict[str, Any]]) -> dict[str, Result]:
+    """The results of the run `work/name`, by entry of a suite."""
     path = work / f"{name}_suite.yaml"
     path.write_text(yaml.safe_dump(suite), encoding="utf-8")
     results = work / "results" / name
@@ -39,8 +39,9 @@ def evaluate(work: Path, name: str, suite: dict[str, dict[str, Any]]) -> dict[st
     subprocess.run([*command, "--output", str(results), "--no-cache"], check=True, stdout=subprocess.DEVNULL)
     record = read_record(work / name / "model")
     assert record is not None
-    found = read_task_results(results, record["model_id"])
-    return {entry: dict(found[entry]) for entry in suite}
+    own = (one for one in read_results(results) if one.model.model_id == record["model_id"])
+    found = {one.dataset: one for one in own}
+    return {entry: found[entry] for entry in suite}
 
 
 def minutes(work: Path, name: str) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -102,17 +102,30 @@ def generate(num: int, *, seed: int = 0, split: str = "train", start: int = 0) -
     return (_scene(seed, split, index) for index in range(start, start + num))
 
 
-def _scene(seed: int, split: str, index: int) -> Scene:
-    # A string seed goes through SHA-512, so near-by seeds and indices give unrelated scenes on any machine.
-    rng = random.Random(f"{seed}/{split}/{index}")
-    kinds = [_LONE[split][index % len(_LONE[split])]] if split in _LONE else _kinds(rng, split)
+def compose(
+    rng: random.Random, key: str, kinds: Sequence[tuple[str, str]], *, names_only: bool = False
+) -> Scene:
+    """A scene with an object of each of these (colour, shape); sizes, places and background are drawn.
+
+    Args:
+        rng: what is drawn from.
+        key: of the scene.
+        kinds: one to four; equal ones get the same size.
+        names_only: whether the captions, of a single object, say its name alone.
+    """
     objects = None
     while objects is None:
         objects = _place(rng, kinds)
     background = Background(rng.choice(STYLES), rng.choice(tuple(TONES)), rng.getrandbits(32))
-    names_only = split == "train_objects"
     captions = write_names(objects[0]) if names_only else write_captions(rng, objects, background)
-    return Scene(f"{index:09d}", tuple(objects), background, captions)
+    return Scene(key, tuple(objects), background, captions)
+
+
+def _scene(seed: int, split: str, index: int) -> Scene:
+    # A string seed goes through SHA-512, so near-by seeds and indices give unrelated scenes on any machine.
+    rng = random.Random(f"{seed}/{split}/{index}")
+    kinds = [_LONE[split][index % len(_LONE[split])]] if split in _LONE else _kinds(rng, split)
+    return compose(rng, f"{index:09d}", kinds, names_only=split == "train_objects")
 
 
 def _kinds(rng: random.Random, split: str) -> list[tuple[str, str]]:
@@ -138,7 +151,7 @@ def _draw(rng: random.Random, weights: dict[_T, float]) -> _T:
     return rng.choices(list(weights), list(weights.values()))[0]
 
 
-def _place(rng: random.Random, kinds: list[tuple[str, str]]) -> list[SceneObject] | None:
+def _place(rng: random.Random, kinds: Sequence[tuple[str, str]]) -> list[SceneObject] | None:
     """Objects of these kinds in different cells, or None where two would come too close."""
     objects: list[SceneObject] = []
     sizes: dict[tuple[str, str], str] = {}
