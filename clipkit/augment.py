@@ -9,6 +9,8 @@ from dataclasses import dataclass
 class AugmentConfig:
     """Random resized crop and mirror image."""
 
+    random_crop: bool = True
+    """Else images are resized as at evaluation, by the model's resize_mode; scale and ratio play no part."""
     scale: tuple[float, float] = (0.9, 1.0)
     """Range of the crop's share of the image area."""
     ratio: tuple[float, float] = (3 / 4, 4 / 3)

@@ -18,7 +18,7 @@ from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms.v2 import functional as transforms
 
 from clipkit.augment import AugmentConfig
-from clipkit.windows import Window
+from clipkit.windows import Window, eval_window, placement
 
 ImageTransform = Callable[[Image.Image], Tensor]
 
@@ -118,7 +118,7 @@ def train_transform(
 
 
 class TrainTransform:
-    """Random resized crop and flip of uint8 pixels.
+    """Random resized crop, or the resizing of evaluation, and flip of uint8 pixels.
 
     The crop box is drawn as torchvision's `RandomResizedCrop` draws it, from torch's global generator, so
     the result is a function of that generator's state. Resizing is antialiased bicubic, as in open_clip.
@@ -134,20 +134,30 @@ class TrainTransform:
 
     def with_window(self, pixels: Tensor) -> tuple[Tensor, Window]:
         """The same, and what it shows of the image."""
+        if self.augment.random_crop:
+            result, window = self._crop(pixels)
+        else:
+            image_height, image_width = pixels.shape[-2:]
+            result, window = (
+                placed(pixels, self.config),
+                eval_window(self.config, (image_height, image_width)),
+            )
+        flip = self.augment.horizontal_flip
+        if flip > 0 and torch.rand(()).item() < flip:
+            return result.flip(-1), dataclasses.replace(window, is_mirrored=True)
+        return result, window
+
+    def _crop(self, pixels: Tensor) -> tuple[Tensor, Window]:
         image_height, image_width = pixels.shape[-2:]
         scale, ratio = list(self.augment.scale), list(self.augment.ratio)
         top, left, height, width = RandomResizedCrop.get_params(pixels, scale, ratio)
-        cropped = resized_crop(pixels, (top, left, height, width), self.config.size)
-        flip = self.augment.horizontal_flip
-        is_mirrored = flip > 0 and torch.rand(()).item() < flip
         window = Window(
             left=left / image_width,
             top=top / image_height,
             right=(left + width) / image_width,
             bottom=(top + height) / image_height,
-            is_mirrored=is_mirrored,
         )
-        return cropped.flip(-1) if is_mirrored else cropped, window
+        return resized_crop(pixels, (top, left, height, width), self.config.size), window
 
 
 def resized_crop(pixels: Tensor, box: tuple[int, int, int, int], size: Sequence[int]) -> Tensor:
@@ -156,6 +166,22 @@ def resized_crop(pixels: Tensor, box: tuple[int, int, int, int], size: Sequence[
         pixels, *box, size=list(size), interpolation=InterpolationMode.BICUBIC, antialias=True
     )
     return resized
+
+
+def placed(pixels: Tensor, config: PreprocessConfig) -> Tensor:
+    """Resize (3, H, W) uint8 as `eval_transform` does, but always bicubic, and cut or pad it to the size."""
+    target_height, target_width = config.size
+    image_height, image_width = pixels.shape[-2:]
+    place = placement(config, (image_height, image_width))
+    resized = resized_crop(pixels, (0, 0, image_height, image_width), (place.height, place.width))
+    top, left = max(0, place.top), max(0, place.left)
+    shown = resized[:, top : top + target_height, left : left + target_width]
+    if shown.shape[-2:] == config.size:
+        return shown
+    canvas = pixels.new_full((3, target_height, target_width), config.fill_color)
+    top, left = max(0, -place.top), max(0, -place.left)
+    canvas[:, top : top + shown.shape[1], left : left + shown.shape[2]] = shown
+    return canvas
 
 
 def normalize_pixels(pixels: Tensor, mean: Tensor, std: Tensor) -> Tensor:

@@ -47,8 +47,20 @@ class Window:
         return torch.stack(columns, dim=1)
 
 
-def eval_window(config: PreprocessConfig, image_size: tuple[int, int]) -> Window:
-    """What `preprocess.eval_transform` shows of an image.
+@dataclass(frozen=True)
+class Placement:
+    """How an evaluation transform lays an image, resized, on its target; all in pixels."""
+
+    height: int
+    """Of the resized image."""
+    width: int
+    top: int
+    """First row of the target in the resized image; negative where it is padded."""
+    left: int
+
+
+def placement(config: PreprocessConfig, image_size: tuple[int, int]) -> Placement:
+    """Where `preprocess.eval_transform` puts an image.
 
     Args:
         config: of the model.
@@ -57,20 +69,13 @@ def eval_window(config: PreprocessConfig, image_size: tuple[int, int]) -> Window
     target_height, target_width = config.size
     height, width = image_size
     if config.resize_mode == "squash":
-        return Window(0, 0, 1, 1)
-    if config.resize_mode == "shortest":
-        return _centre_crop_window(config.size, image_size)
-    scale = max(height / target_height, width / target_width)
-    shown_height, shown_width = round(height / scale), round(width / scale)
-    pad_top, pad_left = (target_height - shown_height) // 2, (target_width - shown_width) // 2
-    left, top = -pad_left / shown_width, -pad_top / shown_height
-    return Window(left, top, left + target_width / shown_width, top + target_height / shown_height)
-
-
-def _centre_crop_window(size: tuple[int, int], image_size: tuple[int, int]) -> Window:
-    """Resize the short side to the target's, or to cover it, and cut out the middle."""
-    target_height, target_width = size
-    height, width = image_size
+        return Placement(target_height, target_width, 0, 0)
+    if config.resize_mode == "longest":
+        scale = max(height / target_height, width / target_width)
+        shown_height, shown_width = round(height / scale), round(width / scale)
+        # Of an odd number of padded pixels the smaller half is at the top and at the left.
+        top, left = -((target_height - shown_height) // 2), -((target_width - shown_width) // 2)
+        return Placement(shown_height, shown_width, top, left)
     if target_height == target_width:
         # torchvision makes the long side an integer, downwards.
         short = min(height, width)
@@ -79,6 +84,16 @@ def _centre_crop_window(size: tuple[int, int], image_size: tuple[int, int]) -> W
     else:
         scale = min(height / target_height, width / target_width)
         shown_height, shown_width = round(height / scale), round(width / scale)
-    top = round((shown_height - target_height) / 2) / shown_height
-    left = round((shown_width - target_width) / 2) / shown_width
-    return Window(left, top, left + target_width / shown_width, top + target_height / shown_height)
+    top, left = round((shown_height - target_height) / 2), round((shown_width - target_width) / 2)
+    return Placement(shown_height, shown_width, top, left)
+
+
+def eval_window(config: PreprocessConfig, image_size: tuple[int, int]) -> Window:
+    """What `preprocess.eval_transform` shows of an image; arguments as of `placement`."""
+    place, (height, width) = placement(config, image_size), config.size
+    return Window(
+        left=place.left / place.width,
+        top=place.top / place.height,
+        right=(place.left + width) / place.width,
+        bottom=(place.top + height) / place.height,
+    )

@@ -142,10 +142,17 @@ def test_evaluation_transforms_show_what_the_box_says(resize_mode, size):
         _assert_red_where_said(result, eval_window(config, tuple(pixels.shape[-2:])).apply(box))
 
 
-def test_training_transforms_show_what_the_box_says():
-    transform = TrainTransform(
-        PreprocessConfig(size=(64, 64)), AugmentConfig(scale=(0.4, 1.0), horizontal_flip=0.5)
-    )
+@pytest.mark.parametrize(
+    ("resize_mode", "augment"),
+    [
+        ("shortest", AugmentConfig(scale=(0.4, 1.0), horizontal_flip=0.5)),
+        ("shortest", AugmentConfig(random_crop=False, horizontal_flip=0.5)),
+        ("longest", AugmentConfig(random_crop=False, horizontal_flip=0.5)),
+        ("squash", AugmentConfig(random_crop=False, horizontal_flip=0.5)),
+    ],
+)
+def test_training_transforms_show_what_the_box_says(resize_mode, augment):
+    transform = TrainTransform(PreprocessConfig(size=(64, 64), resize_mode=resize_mode), augment)
     generator = torch.Generator().manual_seed(2)
     torch.manual_seed(3)
     mirrored = 0

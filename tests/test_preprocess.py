@@ -17,6 +17,7 @@ from clipkit.preprocess import (
     resized_crop,
     train_transform,
 )
+from clipkit.windows import eval_window
 
 
 def picture(width=91, height=57, mode="RGB", seed=0):
@@ -109,6 +110,20 @@ def test_a_sure_flip_mirrors():
     torch.manual_seed(3)
     flipped = TrainTransform(config, AugmentConfig(horizontal_flip=1.0))(pixels)
     assert torch.equal(flipped, plain.flip(-1))
+
+
+@pytest.mark.parametrize("resize_mode", ["shortest", "longest", "squash"])
+@pytest.mark.parametrize("size", [(64, 64), (48, 96)])
+def test_without_crop_training_shows_what_evaluation_shows(resize_mode, size):
+    config = PreprocessConfig(size=size, resize_mode=resize_mode, fill_color=90)
+    transform = TrainTransform(config, AugmentConfig(random_crop=False))
+    for side_lengths in ((201, 150), (150, 201), (97, 97), (300, 40), (20, 31)):
+        image = picture(*side_lengths)
+        result, window = transform.with_window(pil_transforms.pil_to_tensor(image))
+        expected = eval_transform(config, torch.uint8)(image)
+        assert result.shape == expected.shape
+        assert (result.float() - expected.float()).abs().max() <= 2
+        assert window == eval_window(config, (image.height, image.width))
 
 
 def test_training_transform_of_pil_images_of_any_mode():

@@ -292,6 +292,12 @@ def test_fine_tuning_and_a_locked_tower(tmp_path: Path, shards: str) -> None:
     assert any(name.startswith("visual.") for name in changed)
 
 
+def test_how_images_are_resized_stays_with_the_model(tmp_path: Path, shards: str) -> None:
+    more = ["--steps", "1", "--model.resize-mode", "longest", "--data.augment.no-random-crop"]
+    assert main(flags(tmp_path / "run", shards, *more)) == 0
+    assert clipkit.load(tmp_path / "run" / "model").preprocess_config.resize_mode == "longest"
+
+
 @pytest.mark.parametrize(
     "more",
     [

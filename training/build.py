@@ -55,6 +55,8 @@ def build_model(config: TrainConfig) -> DualEncoder:
             f"loss.objective=sigmoid needs a model with a logit bias, and {wanted.source} has none; "
             "train it with loss.objective=softmax"
         )
+    if wanted.resize_mode is not None:
+        model.preprocess_config = dataclasses.replace(model.preprocess_config, resize_mode=wanted.resize_mode)
     _give_region_head(model, config.regions)
     if wanted.lock_image:
         model.lock_image(unlocked_groups=wanted.lock_image_unlocked_groups)

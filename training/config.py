@@ -38,6 +38,8 @@ class ModelConfig:
     """Weights to start from: a model directory, `NAME/TAG`, `hf-hub:ORG/REPO`, or a checkpoint of `name`."""
     image_size: int | None = None
     """Pixels; position embeddings are interpolated when it differs from the source's."""
+    resize_mode: Literal["shortest", "longest", "squash"] | None = None
+    """How images are resized: by the `shortest` side and cut, by the `longest` and padded, or `squash`."""
     context_length: int | None = None
     """Tokens a text is cut or padded to."""
     patch_dropout: float | None = None
