@@ -14,7 +14,7 @@ from clipkit.zeroshot.suite import read_suite
 
 import clipkit
 from clipkit.cli import main
-from clipkit.commands import demo, demo_regions, demo_report, demo_search, demo_tasks
+from clipkit.commands import demo, demo_report, demo_search, demo_tasks
 from clipkit.json_files import read_json
 from clipkit.page import Page
 
@@ -23,6 +23,7 @@ model: {name: test-vit}
 data: {batch_size_per_rank: 16, num_workers: 0}
 epochs: 1
 log: {every_steps: 1}
+regions: {head: prompter}
 """
 
 
@@ -30,7 +31,6 @@ def test_the_demo_ends_with_a_report(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(demo, "TRAIN_CONFIG", SMALL)
-    monkeypatch.setattr(demo_regions, "CONFIG", SMALL + "regions: {head: prompter}\n")
     output = tmp_path / "demo"
     arguments = ["demo", "--output", str(output), "--num-train", "32"]
     arguments += ["--num-train-objects", "16", "--num-val", "24", "--num-varieties-test", "2"]
@@ -51,7 +51,7 @@ def test_the_demo_ends_with_a_report(
     report = (output / "report.html").read_text()
     assert "Confusion" in report
     assert "never trained" in report
-    assert len(read_suite(output / "suite.yaml")) == 3
+    assert len(read_suite(output / "suite.yaml")) == 5
     assert serve.removeprefix("serve: ") in report
     num_queries = demo_report.NUM_QUERIES * demo_report.NUM_HITS
     # Beside the hits, the confusion and the sheet of grounded phrases.
@@ -67,29 +67,28 @@ def test_the_demo_ends_with_a_report(
     assert set(results.recall_by_detail) == {"names", "partial", "full"}
     check_tasks(results.tasks, report)
     check_search(demo.DemoFolder(output))
-    check_regions(results.region_tasks, clipkit.load(output / "regions" / "model"), report)
 
     # Started again it is at the end already, and what was found of another model is not its own.
     other = output / "results" / "z.json"
     other.write_text(json.dumps({"dataset": "varieties", "model_id": "f" * 64, "metrics": {}}))
-    logs = [output / run / "runlog.jsonl" for run in ("run", "regions")]
-    before = [log.read_text() for log in logs]
+    log = output / "run" / "runlog.jsonl"
+    before = log.read_text()
     monkeypatch.setitem(sys.modules, "faiss", None)  # as where it is not installed
     capsys.readouterr()
     assert main(arguments) == 0
-    assert [log.read_text() for log in logs] == before
+    assert log.read_text() == before
     printed = capsys.readouterr()
     assert "pip install 'clipkit[cpu]'" in printed.out.splitlines()[-1]
     assert "$ clipkit embed" not in printed.err
     assert "clipkit serve" not in printed.out + (output / "report.html").read_text()
 
 
-@pytest.mark.parametrize("text", [demo.TRAIN_CONFIG, demo_regions.CONFIG])
-def test_what_the_demo_trains_with_is_a_configuration(tmp_path: Path, text: str) -> None:
-    (tmp_path / "train.yaml").write_text(text)
+def test_what_the_demo_trains_with_is_a_configuration(tmp_path: Path) -> None:
+    (tmp_path / "train.yaml").write_text(demo.TRAIN_CONFIG)
     arguments = [str(tmp_path / "train.yaml"), "--output", "runs", "--data.sources.scenes", "scenes"]
     _, bound, _ = train_app.parse_args(arguments, exit_on_error=False)
-    assert bound.arguments["config"].model.name in ("tiny-conv", "tiny-vit")
+    assert bound.arguments["config"].model.name == "tiny-conv"
+    assert bound.arguments["config"].regions.is_trained
 
 
 def check_search(folder: demo.DemoFolder) -> None:
@@ -117,18 +116,9 @@ def check_search(folder: demo.DemoFolder) -> None:
     assert read_json(folder.search_results) == found
 
 
-def check_regions(tasks: demo_tasks.TaskResults, model: clipkit.DualEncoder, report: str) -> None:
-    """A model with a head that grounds, and what was measured of it."""
-    assert model.region_head is not None
-    assert set(tasks) == {"recognition", "grounding"}
-    for result in tasks.values():
-        assert result["model_id"] == model.model_id
-        assert all(f"<h3>{table['title']}</h3>" in report for table in result["tables"])
-
-
 def check_tasks(tasks: demo_tasks.TaskResults, report: str) -> None:
     """All sentences and tables of the suite are in the report."""
-    assert set(tasks) == {"captions", "varieties", "objects"}
+    assert set(tasks) == {"captions", "varieties", "objects", "recognition", "grounding"}
     (by_kind,) = tasks["captions"]["tables"]
     assert {row[0] for row in by_kind["rows"]} == {"binding", "cell", "count", "relation", "size"}
     assert len(tasks["varieties"]["tables"]) == 3

@@ -24,12 +24,15 @@ CONFIG_NAME = "train.yaml"
 SUITE_NAME = "suite.yaml"
 
 TRAIN_CONFIG = """\
-# What `clipkit demo` trains: a small model on the scenes that it has generated.
+# What `clipkit demo` trains: a small model on the scenes that it has generated, and on the boxes in them.
 model:
   name: tiny-conv
 data:
   batch_size_per_rank: 128
   num_workers: 1
+regions:
+  head: prompter
+  weights: {grounding: 10}
 optim:
   lr: 2.0e-3
   weight_decay: 0.1
@@ -77,21 +80,6 @@ class DemoFolder:
         return self.run / "model"
 
     @property
-    def region_run(self) -> Path:
-        """The training run of the model with a region head."""
-        return self.path / "regions"
-
-    @property
-    def region_model(self) -> Path:
-        """Its model directory."""
-        return self.region_run / "model"
-
-    @property
-    def region_results(self) -> Path:
-        """What `clipkit evaluate` has found of it."""
-        return self.path / "regions_results"
-
-    @property
     def pictures(self) -> Path:
         """The held-out scenes as files: pictures with captions."""
         return self.path / "pictures"
@@ -126,7 +114,7 @@ def demo(
 
     An interrupted demo goes on where it was when it is started again.
     """
-    from clipkit.commands import demo_regions, demo_search
+    from clipkit.commands import demo_search
     from clipkit.scene_descriptions import VarietyShards
     from clipkit.scenes import SceneShards
 
@@ -139,7 +127,6 @@ def demo(
     generate_scenes(folder, settings)
     describe_classes(folder, VarietyShards(num_test=num_varieties_test, seed=seed))
     status = train(folder, seed=seed) or evaluate_suite(folder)
-    status = status or demo_regions.train_and_evaluate(folder, seed=seed)
     if status == 0 and with_search:
         status = demo_search.search_scenes(folder)
     if status != 0:

@@ -46,8 +46,6 @@ class Results:
     recall_by_detail: dict[str, float]
     """Text-to-image R@1 by how much of the scene the caption says."""
     tasks: demo_tasks.TaskResults
-    region_tasks: demo_tasks.TaskResults
-    """Of the second model."""
     predictions: Tensor
     labels: Tensor
     classnames: tuple[str, ...]
@@ -76,12 +74,12 @@ class Results:
                 f"{self.retrieval['image_to_text_R@1']:.1%}"
             ),
             **demo_tasks.figures(self.tasks),
-            **demo_regions.figures(self.region_tasks),
+            **demo_regions.figures(self.tasks),
         }
 
 
 def evaluate(folder: DemoFolder) -> Results:
-    """Measure the demo's model on the held-out scenes, and read what `clipkit evaluate` has found of both."""
+    """Measure the demo's model on the held-out scenes, and read what `clipkit evaluate` has found of it."""
     model = clipkit.load(folder.model).eval()
     scenes = folder.scenes
     keys = SampleKeys(fields=True)
@@ -97,7 +95,6 @@ def evaluate(folder: DemoFolder) -> Results:
         retrieval=encoded.retrieval_metrics(),
         recall_by_detail=_recall_by_detail(encoded, fields),
         tasks=demo_tasks.read_task_results(folder.results, model.model_id),
-        region_tasks=demo_regions.read_results(folder),
         predictions=(images.image_features @ classes.T).argmax(dim=1),
         labels=images.labels,
         classnames=objects.classnames,
@@ -142,9 +139,9 @@ def write_report(
     """Write the page."""
     report = page.Page(
         "clipkit demo",
-        f"A dual encoder of {results.num_parameters / 1e6:.1f} M parameters, and another that answers about "
-        f"parts of pictures, trained from scratch on generated scenes: {minutes:.1f} minutes, data and "
-        "evaluation included.",
+        f"A dual encoder of {results.num_parameters / 1e6:.1f} M parameters that also answers about parts of "
+        f"pictures, trained from scratch on generated scenes: {minutes:.1f} minutes, data and evaluation "
+        "included.",
     )
     report.figures({name.removeprefix("... "): value for name, value in results.headline().items()})
     _show_training(report, folder.run)
@@ -152,7 +149,8 @@ def write_report(
     demo_tasks.show_captions(report, results.tasks)
     _show_zero_shot(report, results)
     demo_tasks.show_descriptions(report, results.tasks)
-    demo_regions.show_regions(report, results.region_tasks, folder)
+    model = clipkit.load(folder.model).eval()
+    demo_regions.show_regions(report, results.tasks, model, folder.scenes / "val")
     if with_search:
         demo_search.show_search(report, folder)
     report.section("The same on your data")

@@ -10,6 +10,7 @@ from clipkit.json_files import read_json
 from clipkit.page import Page
 
 CAPTIONS, VARIETIES, OBJECTS = "captions", "varieties", "objects"
+RECOGNITION, GROUNDING = "recognition", "grounding"
 """Names of the entries of the demo's suite."""
 
 DESCRIPTION_SETTINGS = {"template": "a {c}, {d}", "joiner": "none"}
@@ -25,7 +26,7 @@ def suite_entries(
     """What the suite measures.
 
     Args:
-        val: held-out scenes with foils.
+        val: held-out scenes with foils and boxes.
         objects: single objects in CLIP_benchmark's layout.
         object_descriptions: of their classes.
         varieties: from `write_varieties`.
@@ -45,6 +46,8 @@ def suite_entries(
             "descriptions": str(object_descriptions),
             **DESCRIPTION_SETTINGS,
         },
+        RECOGNITION: {"task": "region_recognition", "data": str(val)},
+        GROUNDING: {"task": "region_grounding", "data": str(val)},
     }
 
 
