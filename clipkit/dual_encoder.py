@@ -238,7 +238,7 @@ class DualEncoder(TowerPair):
 
         return encode_regions(self, seen, boxes, box_index)
 
-    def ground(self, images: Tensor, phrases: Sequence[str], index: Tensor | None = None) -> Tensor:
+    def ground(self, images: Tensor, phrases: Sequence[str] | str, index: Tensor | None = None) -> Tensor:
         """Where phrases are in images, (P, 4); see `clipkit.regions.answers.ground`."""
         from clipkit.regions.answers import ground
 

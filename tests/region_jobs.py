@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from clipkit import distributed
 from clipkit.losses.region import region_loss
-from clipkit.regions.base import RegionBatch, RegionHead
+from clipkit.regions.base import WITH_ALL_RANKS, Contrast, RegionBatch, RegionHead
 from clipkit.regions.prompter import Prompter
 from clipkit.regions.queries import QueryDecoder, QueryDecoderConfig
 from clipkit.regions.roi import RoIAlign
@@ -66,14 +66,14 @@ def make_head(kind: str) -> RegionHead:
     return QueryDecoder(WIDTH, EMBED_DIM, config)
 
 
-def head_gradients(kind: str) -> dict[str, np.ndarray]:
+def head_gradients(kind: str, contrast: Contrast = WITH_ALL_RANKS) -> dict[str, np.ndarray]:
     """Losses and gradients of a head on this rank's part in fp64, averaged as data parallelism does."""
     part = regions().of_rank(distributed.rank(), distributed.world_size())
     head = make_head(kind).double()
     tokens, texts = (whole.double().requires_grad_() for whole in (part.tokens, part.texts))
     scale = torch.tensor(9.0, dtype=torch.float64, requires_grad=True)
     batch = RegionBatch(boxes=part.boxes.double(), box_index=part.box_index, phrase_features=texts)
-    losses = head.losses(head(tokens, GRID, batch), batch, scale)
+    losses = head.losses(head(tokens, GRID, batch), batch, scale, contrast)
     torch.stack(list(losses.values())).sum().backward()
     found = {f"loss of {name}": distributed.all_reduce_mean(loss) for name, loss in losses.items()}
     found["logit_scale"] = distributed.all_reduce_mean(scale.grad)

@@ -171,6 +171,44 @@ def test_a_region_does_not_depend_on_the_others(kind):
     torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)
 
 
+def test_a_query_decoder_answers_by_the_nearest_query():
+    head, data = region_jobs.make_head("query-decoder").eval(), region_jobs.regions()
+    found = head.find(data.tokens, GRID)
+    index = torch.tensor([0, 1, 1])
+    exact = head.encode_regions(data.tokens, GRID, found.boxes[index, [1, 3, 0]], index)
+    torch.testing.assert_close(exact, found.features[index, [1, 3, 0]])
+    # Two thin boxes in corners, which overlap no query's: by hand, of equal hulls the smaller gap.
+    queries = torch.tensor([[[0.0, 0.0, 0.2, 0.2], [0.6, 0.6, 0.8, 0.8]]])
+    head.find = lambda tokens, grid: dataclasses.replace(found, boxes=queries, features=found.features[:1])
+    far = head.encode_regions(data.tokens, GRID, torch.tensor([[0.9, 0.9, 1.0, 1.0]]), torch.tensor([0]))
+    torch.testing.assert_close(far, found.features[:1, 1])
+
+
+@pytest.mark.parametrize(("limit", "num_ignored"), [(0.9, 2), (1.0, 0)])
+def test_a_query_decoder_filters_alike_phrases_as_it_is_told(monkeypatch, limit, num_ignored):
+    import clipkit.losses.region as module
+
+    seen = []
+    plain = module.clip_loss
+    monkeypatch.setattr(
+        module, "clip_loss", lambda *args, **named: seen.append(named["pairs"]) or plain(*args, **named)
+    )
+    head = QueryDecoder(region_jobs.WIDTH, region_jobs.EMBED_DIM, _small_decoder(limit)).eval()
+    texts = torch.eye(3, region_jobs.EMBED_DIM)[[0, 0, 1]]
+    boxes = torch.tensor([[0.1, 0.1, 0.4, 0.4], [0.5, 0.5, 0.9, 0.9], [0.0, 0.5, 0.3, 1.0]])
+    batch = RegionBatch(boxes=boxes, box_index=torch.zeros(3, dtype=torch.int64), phrase_features=texts)
+    head.losses(head(region_jobs.regions().tokens[:1], GRID, batch), batch, torch.tensor(10.0))
+    (pairs,) = seen
+    off_diagonal = 0 if pairs.ignored is None else int(pairs.ignored.fill_diagonal_(False).sum())
+    assert off_diagonal == num_ignored
+
+
+def _small_decoder(max_text_similarity):
+    return QueryDecoderConfig(
+        num_queries=4, num_layers=1, num_heads=2, mlp_width=16, max_text_similarity=max_text_similarity
+    )
+
+
 @pytest.mark.parametrize("kind", ["prompter", "query-decoder"])
 def test_grounded_boxes_lie_in_the_image(kind):
     head = region_jobs.make_head(kind).eval()

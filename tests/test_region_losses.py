@@ -21,6 +21,7 @@ from clipkit.losses.grounding import (
     paired_giou,
 )
 from clipkit.losses.region import region_loss, similar_texts
+from clipkit.regions.base import WITH_ALL_RANKS, Contrast
 
 
 def _unit(*shape, seed=0):
@@ -96,8 +97,9 @@ def test_no_regions_anywhere_cost_nothing(ranks, world_size):
 def test_gradients_over_ranks_are_those_of_one_process(ranks, kind):
     (expected,) = ranks.run(1, region_jobs.head_gradients, kind)
     assert all(np.abs(expected[name]).max() > 0 for name in ("tokens", "texts", "logit_scale"))
-    for world_size in (2, 4):
-        for computed in ranks.run(world_size, region_jobs.head_gradients, kind):
+    in_a_ring = Contrast(kernel="tiled", exchange="ring")
+    for world_size, contrast in ((2, WITH_ALL_RANKS), (4, WITH_ALL_RANKS), (4, in_a_ring)):
+        for computed in ranks.run(world_size, region_jobs.head_gradients, kind, contrast):
             for name, value in expected.items():
                 np.testing.assert_allclose(computed[name], value, rtol=1e-9, atol=1e-12, err_msg=name)
 

@@ -41,7 +41,15 @@ def _inputs(model: clipkit.DualEncoder) -> dict[str, Tensor]:
 def test_one_forward_gives_both_towers_and_what_the_losses_need(kind: str) -> None:
     model = _model(kind)
     inputs = _inputs(model)
-    found = model(**inputs)
+    num_forwards = 0
+
+    def count(*_: object) -> None:
+        nonlocal num_forwards
+        num_forwards += 1
+
+    with model.model.visual.conv1.register_forward_hook(count):
+        found = model(**inputs)
+    assert num_forwards == 1
     plain = model(inputs["image"], inputs["text"])
     for name, feature in plain.items():
         assert torch.equal(found[name], feature), name
@@ -134,6 +142,8 @@ def test_phrases_are_grounded_image_by_image() -> None:
     assert every.shape == (6, 4)
     some = model.ground(images, [PHRASES[2], PHRASES[0]], torch.tensor([0, 1]))
     torch.testing.assert_close(some, every[[2, 3]], rtol=0, atol=1e-5)
+    one = model.ground(images[1], PHRASES[2])
+    torch.testing.assert_close(one, every[[5]], rtol=0, atol=1e-5)
 
 
 def test_a_model_without_a_head_says_how_to_get_one() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from region_train_jobs import AS_PUBLISHED, SETTINGS, batch_of_rank, config, ste
 
 import clipkit
 from clipkit.cli import main, make_app
-from clipkit.regions.base import RegionBatch
+from clipkit.regions.base import Contrast, RegionBatch
 from clipkit.regions.heads import REGION_HEADS
 from clipkit.scenes import SceneShards, write_shards
 
@@ -84,6 +85,35 @@ def test_with_weights_of_zero_the_step_is_that_of_clip(kind: str) -> None:
     assert figures == plain[0]
     assert gradients.keys() == plain[1].keys()
     assert all(np.array_equal(grad, plain[1][name]) for name, grad in gradients.items())
+
+
+def test_a_run_with_weights_of_zero_is_one_of_clip(tmp_path: Path, scenes: Path) -> None:
+    nothing = ["--regions.weights.region_text", "0", "--regions.weights.grounding", "0"]
+    for name, more in (("clip", []), ("regions", ["--regions.head", "prompter", *nothing])):
+        assert main(flags(tmp_path / name, scenes, "--steps", "3", *more)) == 0
+    assert curve(tmp_path / "clip") == curve(tmp_path / "regions")
+    plain, weightless = (clipkit.load(tmp_path / name / "model") for name in ("clip", "regions"))
+    states = plain.state_dict(), weightless.state_dict()
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_regions_are_contrasted_as_the_loss_is(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Contrast] = []
+    head_class = type(region_jobs.make_head(kind))
+    plain = head_class.losses
+
+    def spy(head: Any, rows: Any, regions: Any, scale: Any, contrast: Contrast) -> Any:
+        seen.append(contrast)
+        return plain(head, rows, regions, scale, contrast)
+
+    monkeypatch.setattr(head_class, "losses", spy)
+    wanted = config(kind)
+    loss = dataclasses.replace(wanted.loss, kernel="tiled", exchange="ring")
+    figures, _ = step_of(dataclasses.replace(wanted, loss=loss))
+    assert seen == [Contrast(group=seen[0].group, kernel="tiled", exchange="ring")]
+    assert figures == pytest.approx(step_of(wanted)[0], rel=1e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)

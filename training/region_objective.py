@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from clipkit.distributed import all_reduce_mean
-from clipkit.regions.base import RegionBatch, RegionHead
+from clipkit.regions.base import Contrast, RegionBatch, RegionHead
 
 from .objective import Objective
 from .regions_config import RegionsConfig
@@ -65,7 +65,9 @@ class RegionObjective:
         boxes, box_index = (batch[name].to(device, non_blocking=True) for name in ("boxes", "box_index"))
         losses = {"clip": self.contrastive(features, batch["text"])}
         regions = RegionBatch(boxes=boxes, box_index=box_index, phrase_features=features["phrase_features"])
-        losses |= head.losses(features, regions, features["logit_scale"], group=group)
+        how = self.contrastive.config
+        contrast = Contrast(group=group, kernel=how.kernel, exchange=how.exchange)
+        losses |= head.losses(features, regions, features["logit_scale"], contrast)
         share = all_reduce_mean(_share_with_regions(batch).to(device), group)
         weights: dict[str, Tensor | float] = {
             name: share * self.config.weight(name) for name in losses if name != "clip"

@@ -71,7 +71,7 @@ def as_corners(boxes: Tensor) -> Tensor:
 
 
 def paired_giou(first: Tensor, second: Tensor) -> Tensor:
-    """(R, 4) and (R, 4) xyxy -> (R,): generalised IoU of each pair, in (-1, 1]."""
+    """(..., 4) and (..., 4) xyxy -> (...): generalised IoU of each pair, in (-1, 1]."""
     from torchvision.ops import generalized_box_iou_loss
 
     giou: Tensor = 1 - generalized_box_iou_loss(first, second)

@@ -60,13 +60,15 @@ def encode_regions(model: DualEncoder, seen: TowerOutput, boxes: Tensor, box_ind
 
 
 @torch.no_grad()
-def ground(model: DualEncoder, images: Tensor, phrases: Sequence[str], index: Tensor | None = None) -> Tensor:
+def ground(
+    model: DualEncoder, images: Tensor, phrases: Sequence[str] | str, index: Tensor | None = None
+) -> Tensor:
     """Where phrases are in images.
 
     Args:
         model: with a region head that grounds.
-        images: (B, 3, H, W), as `DualEncoder.encode_image` takes them.
-        phrases: P texts.
+        images: (B, 3, H, W), as `DualEncoder.encode_image` takes them, or a single one, (3, H, W).
+        phrases: P texts, or a single one.
         index: (P,) int64 in [0, B): the image of each phrase. None asks every phrase of every image, image by
             image, so that P becomes B times the number of phrases.
 
@@ -77,6 +79,9 @@ def ground(model: DualEncoder, images: Tensor, phrases: Sequence[str], index: Te
         ValueError: the model has no region head, or one that cannot ground.
     """
     head = region_head_of(model)
+    # A string is a sequence of texts too, of one letter each.
+    phrases = [phrases] if isinstance(phrases, str) else phrases
+    images = images[None] if images.ndim == 3 else images
     seen = model.tokens(images)
     device = seen.tokens[0].device
     phrase_features = model.encode_text(model.tokenizer(list(phrases)), normalize=True)

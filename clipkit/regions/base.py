@@ -10,6 +10,8 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from clipkit.distributed import Group
+from clipkit.exchange import ExchangeName
+from clipkit.losses.kernels import KernelName
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +24,18 @@ class RegionBatch:
     """(R,) int64 in [0, B), rising: the image of each box."""
     phrase_features: Tensor
     """(R, D), L2-normalised: the text of each box."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contrast:
+    """With which ranks regions and phrases are contrasted, and how that is computed; see `clip_loss`."""
+
+    group: Group = None
+    kernel: KernelName = "auto"
+    exchange: ExchangeName = "gather"
+
+
+WITH_ALL_RANKS = Contrast()
 
 
 class RegionHead(nn.Module, ABC):
@@ -52,8 +66,7 @@ class RegionHead(nn.Module, ABC):
         rows: Mapping[str, Tensor],
         regions: RegionBatch,
         logit_scale: Tensor,
-        *,
-        group: Group = None,
+        contrast: Contrast = WITH_ALL_RANKS,
     ) -> dict[str, Tensor]:
         """Named losses of this rank; their means over ranks are those of all regions. Collective.
 
@@ -61,7 +74,7 @@ class RegionHead(nn.Module, ABC):
             rows: what `forward` gave, of all images of this rank.
             regions: of these images; there may be none.
             logit_scale: scalar, exponentiated.
-            group: ranks whose regions are negatives of each other.
+            contrast: ranks whose regions are negatives of each other.
         """
 
     @abstractmethod

@@ -20,11 +20,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clipkit.distributed import Group
 from clipkit.losses.grounding import corner_loss
 from clipkit.losses.inputs import at_least_fp32
 from clipkit.losses.region import MAX_TEXT_SIMILARITY, region_loss
-from clipkit.regions.base import RegionBatch, RegionHead
+from clipkit.regions.base import WITH_ALL_RANKS, Contrast, RegionBatch, RegionHead
 from clipkit.regions.places import point_encoding, with_places
 
 
@@ -92,8 +91,7 @@ class Prompter(RegionHead):
         rows: Mapping[str, Tensor],
         regions: RegionBatch,
         logit_scale: Tensor,
-        *,
-        group: Group = None,
+        contrast: Contrast = WITH_ALL_RANKS,
     ) -> dict[str, Tensor]:
         """`region_text` and, with grounding, `grounding`; see `RegionHead`."""
         found = {
@@ -102,11 +100,13 @@ class Prompter(RegionHead):
                 at_least_fp32(regions.phrase_features),
                 logit_scale,
                 max_text_similarity=self.config.max_text_similarity,
-                group=group,
+                group=contrast.group,
+                kernel=contrast.kernel,
+                exchange=contrast.exchange,
             )
         }
         if self.config.with_grounding:
-            found["grounding"] = corner_loss(rows["grounded_boxes"], regions.boxes, group=group)
+            found["grounding"] = corner_loss(rows["grounded_boxes"], regions.boxes, group=contrast.group)
         return found
 
     def encode_regions(

@@ -10,18 +10,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clipkit.distributed import Group
-from clipkit.losses.grounding import as_corners, box_loss, match
+from clipkit.losses.grounding import as_corners, box_loss, match, paired_giou
 from clipkit.losses.inputs import at_least_fp32
-from clipkit.losses.region import region_loss
-from clipkit.regions.base import RegionBatch, RegionHead
-from clipkit.regions.boxes import pairwise_iou
+from clipkit.losses.region import MAX_TEXT_SIMILARITY, region_loss
+from clipkit.regions.base import WITH_ALL_RANKS, Contrast, RegionBatch, RegionHead
 from clipkit.regions.places import with_places
 
 
 @dataclass(frozen=True, kw_only=True)
 class QueryDecoderConfig:
-    """Settings of the query decoder; all but `places_tokens` are GRAIN's (arXiv:2412.04429, and its code)."""
+    """Settings of the query decoder; the other defaults are GRAIN's (arXiv:2412.04429, and its code)."""
 
     num_queries: int = 5
     """Regions that an image can have; one more query is for the image."""
@@ -31,8 +29,10 @@ class QueryDecoderConfig:
     dropout: float = 0.1
     places_tokens: bool = True
     """Give tokens, normalised, the encoding of their centre; else, as published, none."""
+    max_text_similarity: float = MAX_TEXT_SIMILARITY
+    """Cosine above which two phrases are no negatives of each other; 1, as published, for no such filter."""
     is_local: bool = False
-    """Contrast regions with the texts of this rank alone and in one direction, as the published code does,
+    """Contrast regions with all texts of this rank alone and in one direction, as the published code does,
     instead of with those of all ranks in both."""
 
 
@@ -118,8 +118,7 @@ class QueryDecoder(RegionHead):
         rows: Mapping[str, Tensor],
         regions: RegionBatch,
         logit_scale: Tensor,
-        *,
-        group: Group = None,
+        contrast: Contrast = WITH_ALL_RANKS,
     ) -> dict[str, Tensor]:
         """`box` and `region_text` of the matched queries, see `RegionHead`."""
         boxes = rows["query_boxes"]
@@ -127,13 +126,23 @@ class QueryDecoder(RegionHead):
         texts = at_least_fp32(regions.phrase_features[pairs.box])
         features = rows["query_features"][pairs.image, pairs.query]
         return {
-            "box": box_loss(boxes[pairs.image, pairs.query], regions.boxes[pairs.box], group=group),
-            "region_text": self._region_loss(features, texts, logit_scale, group),
+            "box": box_loss(boxes[pairs.image, pairs.query], regions.boxes[pairs.box], group=contrast.group),
+            "region_text": self._region_loss(features, texts, logit_scale, contrast),
         }
 
-    def _region_loss(self, features: Tensor, texts: Tensor, logit_scale: Tensor, group: Group) -> Tensor:
+    def _region_loss(
+        self, features: Tensor, texts: Tensor, logit_scale: Tensor, contrast: Contrast
+    ) -> Tensor:
         if not self.config.is_local:
-            return region_loss(features, texts, logit_scale, group=group)
+            return region_loss(
+                features,
+                texts,
+                logit_scale,
+                max_text_similarity=self.config.max_text_similarity,
+                group=contrast.group,
+                kernel=contrast.kernel,
+                exchange=contrast.exchange,
+            )
         logits = logit_scale * features @ texts.T
         total = F.cross_entropy(logits, torch.arange(len(logits), device=logits.device), reduction="sum")
         return total / max(1, len(logits))
@@ -141,13 +150,11 @@ class QueryDecoder(RegionHead):
     def encode_regions(
         self, tokens: Tensor, grid: tuple[int, int], boxes: Tensor, box_index: Tensor
     ) -> Tensor:
-        """Features of the queries whose boxes overlap the given ones most, see `RegionHead`."""
+        """Features of the queries whose boxes are nearest to the given ones by GIoU, see `RegionHead`."""
         found = self.find(tokens, grid)
-        chosen = [
-            int(pairwise_iou(box[None], found.boxes[image]).argmax())
-            for box, image in zip(boxes.to(found.boxes), box_index.tolist(), strict=True)
-        ]
-        return found.features[box_index, torch.tensor(chosen, dtype=torch.int64, device=tokens.device)]
+        own = found.boxes[box_index]
+        nearness = paired_giou(own, boxes.to(own)[:, None].expand_as(own))
+        return found.features[box_index, nearness.argmax(dim=1)]
 
     def ground(self, tokens: Tensor, grid: tuple[int, int], phrase_features: Tensor, index: Tensor) -> Tensor:
         """The boxes of the queries whose features fit the phrases best, see `RegionHead`."""

@@ -10,10 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clipkit.distributed import Group
 from clipkit.losses.inputs import at_least_fp32
 from clipkit.losses.region import MAX_TEXT_SIMILARITY, region_loss
-from clipkit.regions.base import RegionBatch, RegionHead
+from clipkit.regions.base import WITH_ALL_RANKS, Contrast, RegionBatch, RegionHead
 
 _SAMPLES = 2
 """Samples of a bin in each direction."""
@@ -61,8 +60,7 @@ class RoIAlign(RegionHead):
         rows: Mapping[str, Tensor],
         regions: RegionBatch,
         logit_scale: Tensor,
-        *,
-        group: Group = None,
+        contrast: Contrast = WITH_ALL_RANKS,
     ) -> dict[str, Tensor]:
         """`region_text`, see `RegionHead`."""
         loss = region_loss(
@@ -70,7 +68,9 @@ class RoIAlign(RegionHead):
             at_least_fp32(regions.phrase_features),
             logit_scale,
             max_text_similarity=self.config.max_text_similarity,
-            group=group,
+            group=contrast.group,
+            kernel=contrast.kernel,
+            exchange=contrast.exchange,
         )
         return {"region_text": loss}
 
