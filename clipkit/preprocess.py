@@ -7,6 +7,7 @@ Decoding belongs to `clipkit.images`. A transform that yields uint8 leaves the n
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -95,11 +96,13 @@ def eval_transform(config: PreprocessConfig, dtype: torch.dtype = torch.float32)
     _check_dtype(dtype)
     from open_clip.transform import PreprocessCfg, image_transform_v2
 
-    complete = image_transform_v2(PreprocessCfg(**dataclasses.asdict(config)), is_train=False)
+    steps = image_transform_v2(PreprocessCfg(**dataclasses.asdict(config)), is_train=False).transforms
+    if config.resize_mode == "longest":
+        steps = [_NoLine(config.size), *steps]
     if dtype == torch.float32:
-        return _Pipeline(complete.transforms)
+        return _Pipeline(steps)
     # open_clip ends with ToTensor and Normalize; what is before them works on the PIL image.
-    return _Pipeline([*complete.transforms[:-2], transforms.pil_to_tensor])
+    return _Pipeline([*steps[:-2], transforms.pil_to_tensor])
 
 
 def train_transform(
@@ -211,6 +214,23 @@ class _Pipeline:
             result = step(result)
         assert isinstance(result, Tensor)
         return result
+
+
+class _NoLine:
+    """Makes very elongated images thick enough that a row of pixels is left of them.
+
+    open_clip's resizing by the longest side would round their short side to 0, and fail.
+    """
+
+    def __init__(self, size: tuple[int, int]) -> None:
+        self.size = size
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        scale = max(image.height / self.size[0], image.width / self.size[1])
+        if round(min(image.height, image.width) / scale) > 0:
+            return image
+        least = math.ceil(scale)
+        return image.resize((max(image.width, least), max(image.height, least)))
 
 
 class _Normalize:

@@ -72,7 +72,7 @@ def placement(config: PreprocessConfig, image_size: tuple[int, int]) -> Placemen
         return Placement(target_height, target_width, 0, 0)
     if config.resize_mode == "longest":
         scale = max(height / target_height, width / target_width)
-        shown_height, shown_width = round(height / scale), round(width / scale)
+        shown_height, shown_width = max(1, round(height / scale)), max(1, round(width / scale))
         # Of an odd number of padded pixels the smaller half is at the top and at the left.
         top, left = -((target_height - shown_height) // 2), -((target_width - shown_width) // 2)
         return Placement(shown_height, shown_width, top, left)

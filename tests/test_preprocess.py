@@ -117,7 +117,7 @@ def test_a_sure_flip_mirrors():
 def test_without_crop_training_shows_what_evaluation_shows(resize_mode, size):
     config = PreprocessConfig(size=size, resize_mode=resize_mode, fill_color=90)
     transform = TrainTransform(config, AugmentConfig(random_crop=False))
-    for side_lengths in ((201, 150), (150, 201), (97, 97), (300, 40), (20, 31)):
+    for side_lengths in ((201, 150), (150, 201), (97, 97), (300, 40), (20, 31), (700, 2), (1, 500)):
         image = picture(*side_lengths)
         result, window = transform.with_window(pil_transforms.pil_to_tensor(image))
         expected = eval_transform(config, torch.uint8)(image)
