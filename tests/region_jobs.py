@@ -85,6 +85,25 @@ def head_gradients(kind: str, contrast: Contrast = WITH_ALL_RANKS) -> dict[str, 
     return {name: value.detach().numpy() for name, value in found.items()}
 
 
+def losses_of_part(kind: str, rank: int, world_size: int) -> dict[str, float]:
+    """Losses of a head on the regions of a rank, as if there were no others."""
+    return _losses(kind, regions().of_rank(rank, world_size), WITH_ALL_RANKS)
+
+
+def local_losses(kind: str) -> dict[str, float]:
+    """Losses of a head on this rank, each rank a group of its own."""
+    part = regions().of_rank(distributed.rank(), distributed.world_size())
+    return _losses(kind, part, Contrast(group=distributed.make_group("local")))
+
+
+@torch.no_grad()
+def _losses(kind: str, part: Regions, contrast: Contrast) -> dict[str, float]:
+    head = make_head(kind)
+    batch = RegionBatch(boxes=part.boxes, box_index=part.box_index, phrase_features=part.texts)
+    losses = head.losses(head(part.tokens, GRID, batch), batch, torch.tensor(9.0), contrast)
+    return {name: float(loss) for name, loss in losses.items()}
+
+
 def loss_of_nothing() -> tuple[float, list[float]]:
     """The loss and the gradients where no rank has a region."""
     features, texts = (torch.zeros(0, EMBED_DIM, requires_grad=True) for _ in range(2))

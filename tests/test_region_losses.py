@@ -104,6 +104,14 @@ def test_gradients_over_ranks_are_those_of_one_process(ranks, kind):
                 np.testing.assert_allclose(computed[name], value, rtol=1e-9, atol=1e-12, err_msg=name)
 
 
+@pytest.mark.parametrize("kind", ["prompter", "roi-align", "query-decoder"])
+def test_in_a_local_scope_other_ranks_play_no_part(ranks, kind):
+    expected = [region_jobs.losses_of_part(kind, rank, 4) for rank in range(4)]
+    assert expected[2]["region_text"] == 0  # it has no regions
+    for own, alone in zip(ranks.run(4, region_jobs.local_losses, kind), expected, strict=True):
+        assert own == pytest.approx(alone, rel=1e-5)
+
+
 def test_corner_loss_by_hand():
     predicted = torch.tensor([[0.1, 0.2, 0.5, 0.5], [0.0, 0.0, 1.0, 1.0]])
     boxes = torch.tensor([[0.1, 0.2, 0.5, 0.9], [0.2, 0.0, 1.0, 1.0]])
