@@ -24,6 +24,7 @@ from clipkit.zeroshot.tasks.referring import Referring
 from clipkit.zeroshot.tasks.region_boxes import RegionBoxes
 from clipkit.zeroshot.tasks.region_data import CROPS, IMAGES, open_regions
 from clipkit.zeroshot.tasks.region_grounding import RegionGrounding
+from clipkit.zeroshot.tasks.region_intervals import class_mean_interval_over_images
 from clipkit.zeroshot.tasks.region_recognition import RegionRecognition
 from clipkit.zeroshot.tasks.region_retrieval import RegionRetrieval
 from hand_features import at
@@ -376,3 +377,20 @@ def test_grounding_and_boxes_end_to_end_equal_the_model_image_by_image(
     pointed = _evaluate(capsys, str(tmp_path / "plain"), "--task", "region_grounding", *output)
     assert list(pointed) == ["tokens_pointing_accuracy"]
     assert len(COLOURS) == 4
+
+
+def test_the_interval_of_a_class_mean_is_around_it_and_by_image() -> None:
+    """Of ten classes of one region, all right, and one of 200 regions, half of them right."""
+    labels = torch.tensor([*range(10), *[10] * 200])
+    values = torch.tensor([1.0] * 10 + [1.0, 0.0] * 100)
+    alone = torch.arange(210)
+    low, high = class_mean_interval_over_images(values, labels, alone)
+    # By hand: 10 / 11 + 0.5 / 11, of which only the last class is uncertain, by 0.5 / sqrt(200).
+    assert (low + high) / 2 == pytest.approx(10.5 / 11, abs=0.001)
+    assert high - low == pytest.approx(2 * 1.96 * 0.5 / 200**0.5 / 11, rel=0.1)
+    # Where four regions of an image are right or wrong together, it is twice as wide.
+    together = values.clone()
+    together[10:] = torch.tensor([1.0] * 4 + [0.0] * 4).repeat(25)
+    image = torch.cat([alone[:10], 10 + torch.arange(50).repeat_interleave(4)])
+    wide_low, wide_high = class_mean_interval_over_images(together, labels, image)
+    assert wide_high - wide_low == pytest.approx(2 * (high - low), rel=0.15)

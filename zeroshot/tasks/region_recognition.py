@@ -17,7 +17,6 @@ from clipkit.metrics import label_ranks
 
 from ..classnames import read_class_names
 from ..descriptions import normalized_name
-from ..metric_intervals import mean_per_class_recall_interval
 from ..protocols.published_regions import published_recognition
 from .base import Features, Measurement, Table
 from .coco_classes import COCO_CLASSES
@@ -29,7 +28,7 @@ from .region_data import (
     prefix,
     region_sources,
 )
-from .region_intervals import interval_over_images
+from .region_intervals import class_mean_interval_over_images, interval_over_images
 from .region_task import RegionTask
 
 COCO = "coco"
@@ -101,7 +100,7 @@ class RegionRecognition(RegionTask):
             right = (label_ranks(own[is_known] @ name_features.T, labels) == 0).double()
             mean_name, name = f"{prefix(method)}mean_per_class_accuracy", f"{prefix(method)}accuracy"
             metrics[mean_name] = mean_per_class_recall(right, labels, len(self._names))
-            intervals[mean_name] = mean_per_class_recall_interval(right, labels)
+            intervals[mean_name] = class_mean_interval_over_images(right, labels, image)
             metrics[name] = float(right.mean())
             intervals[name] = interval_over_images(right, image)
             outcomes[name] = right
