@@ -57,6 +57,20 @@ def test_unusable_boxes_are_counted():
     torch.testing.assert_close(found.boxes[1], torch.tensor([0.0, 0.0, 0.6, 1.0]))
 
 
+def test_an_integer_beyond_fp64_is_no_finite_number():
+    found = boxes.clean([[0, 0, 1, 1], [0, 0, 10**400, 1]])
+    assert found.kept.tolist() == [0]
+    assert found.problems == {boxes.NOT_NUMBERS: 1}
+
+
+@pytest.mark.parametrize("sliver", [[0.5, 0.5, 0.5 + 1e-9, 0.9], [0.2, 0.9, 0.7, 0.9 + 1e-12]])
+def test_a_box_without_area_in_fp32_is_none(sliver):
+    found = boxes.usable(torch.tensor([sliver, [0.5, 0.5, 0.5 + 1e-6, 0.9]], dtype=torch.float64))
+    assert found.kept.tolist() == [1]
+    assert found.problems == {boxes.NO_AREA: 1}
+    assert boxes.area(found.boxes).item() > 0
+
+
 def test_no_boxes_are_no_problem():
     found = boxes.clean([])
     assert found.boxes.shape == (0, 4)
@@ -70,7 +84,7 @@ def test_pixels_without_a_size_are_refused():
 
 def test_another_convention_is_named():
     coco = [[100, 10, 30, 40], [150, 80, 20, 15], [60, 60, 50, 30]]
-    with pytest.raises(ValueError, match="possible as xywh: say box_format=xywh"):
+    with pytest.raises(ValueError, match=r"pixels, but 3 of 3 .* possible as x, y, width, height in pixels"):
         boxes.clean(coco, "xyxy", (100, 200))
     assert len(boxes.clean(coco, "xywh", (100, 200)).kept) == 3
 

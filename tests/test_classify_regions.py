@@ -126,7 +126,14 @@ def test_the_second_question_about_boxes_is_answered_from_the_cache(
         ("[1]", "must hold {image: [[x0, y0, x1, y1], ...]}"),
         ('{"a.png": 3}', "must hold {image:"),
         ('{"a.png": [[50, 60, 10, 20], [80, 10, 20, 30]]}', "are impossible"),
-        ('{"images": [], "annotations": [{"image_id": 1}]}', "must hold {image:"),
+        ('{"images": [], "annotations": {"image_id": 1}}', "must hold {image:"),
+        ('{"images": [], "annotations": [{"image_id": 1}]}', "1 box_of_an_image_that_is_not_listed"),
+        ('{"a.png": [[1e999, 0, 1, 1], [1%s, 0, 1, 1]]}' % ("0" * 400), "2 box_not_four_finite_numbers"),
+        (
+            '{"images": [{"id": 1, "file_name": "a.png"}], '
+            '"annotations": [{"image_id": 1, "bbox": [0.1, 0.1, 0.5, 0.5]}]}',
+            "got [0.1, 0.1, 0.5, 0.5]: they look like fractions of the image; convert the file to x, y",
+        ),
         ('{"a.png": [[1, 1, 1, 5]]}', "has no usable box (left out: 1 box_without_area)"),
         ('{"b.png": [[0, 0, 1, 1]]}', "none of 1 pictures has boxes"),
         ('{"x/a.png": [[0, 0, 1, 1]], "y/a.png": [[0, 0, 1, 1]]}', "may be those of x/a.png or of y/a.png"),
@@ -230,3 +237,52 @@ def test_names_are_matched_by_path_before_by_name(tmp_path: Path) -> None:
     file = read_boxes(Path(_write(tmp_path / "boxes.json", content)))
     assert [len(own) for own in file.of(paths[::-1])] == [2, 1]
     assert not file.in_pixels
+
+
+def test_an_edge_that_rounding_moved_makes_no_pixels(tmp_path: Path) -> None:
+    """Nor do a box far outside and a box of zeros, which are bad themselves."""
+    content = {"a.png": [[0.4, 0, 1.0000001, 1], [0.1, 0.1, 0.2, 30], [0, 0, 0.5, 0.5]]}
+    file = read_boxes(Path(_write(tmp_path / "boxes.json", content)))
+    assert not file.in_pixels
+    assert [region.box for region in file.regions["a.png"]] == [(0.4, 0, 1, 1), (0, 0, 0.5, 0.5)]
+    assert file.problems == {"box_outside_the_image": 1}
+
+
+def test_crowds_and_unlisted_images_of_coco_are_counted(tmp_path: Path) -> None:
+    content = {
+        "images": [{"id": 1, "file_name": "a.png"}, {"id": 2, "file_name": None}],
+        "annotations": [
+            {"image_id": 1, "bbox": [1, 1, 4, 4]},
+            {"image_id": 1, "bbox": [0, 0, 8, 8], "iscrowd": 1},
+            {"image_id": 2, "bbox": [1, 1, 4, 4]},
+            {"image_id": [], "bbox": [1, 1, 4, 4]},
+            {"image_id": 1},
+            {"image_id": 1, "bbox": [1, 1, 0, 4]},
+        ],
+    }
+    file = read_boxes(Path(_write(tmp_path / "boxes.json", content)))
+    assert [region.box for region in file.regions["a.png"]] == [(1, 1, 5, 5)]
+    assert file.problems == {
+        "annotation_without_a_box": 1,
+        "box_of_a_crowd": 1,
+        "box_of_an_image_that_is_not_listed": 2,
+        "box_without_area": 1,
+    }
+
+
+@pytest.mark.parametrize("size_is_in", ["file", "picture"])
+def test_corners_in_a_coco_file_are_refused(tmp_path: Path, size_is_in: str) -> None:
+    Image.new("RGB", (100, 80)).save(tmp_path / "a.png")
+    size = {"width": 100, "height": 80} if size_is_in == "file" else {}
+    name = "a.png" if size_is_in == "picture" else "elsewhere.png"
+    corners = [[x, y, x + 20, y + 10] for x in (0, 30, 60, 80) for y in (0, 20, 70)]
+    content = {
+        "images": [{"id": 1, "file_name": name, **size}],
+        "annotations": [{"image_id": 1, "bbox": box} for box in corners],
+    }
+    message = r"boxes\.json: boxes must be x, y, width, height in pixels, but 8 of 12 .* like x0, y0, x1, y1"
+    with pytest.raises(ValueError, match=message):
+        read_boxes(Path(_write(tmp_path / "boxes.json", content)))
+    for annotation, (x0, y0, x1, y1) in zip(content["annotations"], corners, strict=True):
+        annotation["bbox"] = [x0, y0, x1 - x0, y1 - y0]
+    assert len(read_boxes(Path(_write(tmp_path / "boxes.json", content))).regions[name]) == 12

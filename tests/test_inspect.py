@@ -154,3 +154,32 @@ def test_regions_are_examined_where_asked(tmp_path, capsys):
     assert "1 to 6 each, median 1" in capsys.readouterr().out
     assert main(["inspect", path]) == 0
     assert "images with regions" not in capsys.readouterr().out
+
+
+def _with_regions(path, boxes, caption):
+    """A sample for each box."""
+    members = {}
+    for number, box in enumerate(boxes):
+        members |= {f"{number}.jpg": sample("a")["a.jpg"]} | ({f"{number}.txt": b"x"} if caption else {})
+        members[f"{number}.json"] = json.dumps({"regions": [{"box": box, "phrase": "x"}]}).encode()
+    return str(write_tar(path, members))
+
+
+def test_regions_of_images_without_captions_are_counted(tmp_path, capsys):
+    path = _with_regions(tmp_path / "a.tar", [[0, 0, 1, 1]] * 3, caption=False)
+    assert main(["inspect", path, "--regions", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["num_images_with_regions"], found["num_samples"], found["num_unusable"]) == (3, 3, 0)
+    assert found["problems"] == {"missing caption": 3}
+    assert main(["inspect", path]) == 1
+    assert "missing caption" in capsys.readouterr().out
+
+
+def test_regions_in_another_convention_are_named(tmp_path, capsys):
+    corners = [[0.1 * x, 0.1 * y, 0.1 * x + 0.2, 0.1 * y + 0.3] for x in range(4) for y in range(4)]
+    sides = [[x, y, 0.2, 0.3] for x, y, _, _ in corners]
+    for boxes, message in ((corners, None), (sides, "they look like x, y, width, height in fractions")):
+        path = _with_regions(tmp_path / f"{message is None}.tar", boxes, caption=True)
+        assert main(["inspect", path, "--regions", "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)["wrong_convention"]
+        assert found is None if message is None else message in found

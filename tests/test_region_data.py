@@ -23,7 +23,7 @@ from region_train_jobs import (
 
 from clipkit.augment import AugmentConfig
 from clipkit.data.regions import read_regions
-from clipkit.data.samples import Source
+from clipkit.data.samples import RawSample, Source
 
 FIELDS = ("image", "text", "boxes", "box_index", "region_text")
 
@@ -160,12 +160,67 @@ def test_data_that_cannot_be_meant_is_refused_before_training(tmp_path: Path) ->
     pixels = _tar(tmp_path / "pixels.tar", [[box], [box], []])
     with pytest.raises(
         ValueError,
-        match=r"most regions of source 'shapes' .*2 box_in_wrong_convention.*they look like pixels",
+        match=r"source 'shapes': boxes must be x0, y0, x1, y1 in fractions .*look like pixels; write them",
     ):
         check_regions([good, pixels])
+    empty = _tar(tmp_path / "empty.tar", [[{"box": [0.1, 0.1, 0.1, 0.5], "phrase": "x"}]])
+    with pytest.raises(ValueError, match=r"most regions of source 'shapes' .*\(1 box_without_area\)"):
+        check_regions([good, empty])
+
+
+def _pairs(boxes: list[list[float]]) -> list[Any]:
+    """Regions of samples that have one or two each, in turn."""
+    regions = [{"box": box, "phrase": "x"} for box in boxes]
+    found, size = [], 1
+    while regions:
+        found.append(regions[:size])
+        regions, size = regions[size:], 3 - size
+    return found
+
+
+def test_another_convention_shows_in_samples_of_few_boxes(tmp_path: Path) -> None:
+    corner = [[x / 10, y / 10, 0.3, 0.2] for x in range(7) for y in range(8)]
+    with pytest.raises(
+        ValueError, match=r"fractions of the image, but 50 of 56 .*like x, y, width, height in"
+    ):
+        check_regions([_tar(tmp_path / "xywh.tar", _pairs(corner))])
+    good = [[x, y, x + width, y + height] for x, y, width, height in corner]
+    bad = [[0.5, 0.5, 0.2, 0.1], [0.9, 0.9, 1.4, 1.4], [0.5, 0.5, 0.5, 0.5], [0, 0, 40, 30], [0, 0, 1]]
+    check_regions([_tar(tmp_path / "xyxy.tar", _pairs(good + bad))])  # type: ignore[operator]
+
+
+class _Sparse(Source):
+    """Every `step`-th sample has a region."""
+
+    def __init__(self, size: int, step: int) -> None:
+        super().__init__("sparse")
+        self.sizes_per_shard = (size,)
+        self.num_read = 0
+        self._step = step
+
+    def read(self, index: int) -> RawSample:
+        self.num_read += 1
+        found = [{"box": [0, 0, 1, 1], "phrase": "x"}] if index % self._step == self._step - 1 else []
+        return RawSample(str(index), b"", (), fields={"regions": found})
+
+    def where(self, index: int) -> str:
+        return str(index)
+
+
+def test_rare_regions_are_found_by_a_longer_look() -> None:
+    check_regions([_Sparse(4_000, 201)])
+    often = _Sparse(100_000, 2)
+    check_regions([often])
+    assert often.num_read == 200
+    never = _Sparse(100_000, 200_000)
+    with pytest.raises(ValueError, match=r"none of 20,000 samples looked at has `regions`"):
+        check_regions([never])
 
 
 def test_unusable_fields_are_no_error() -> None:
     assert read_regions({}).phrases == ()
     assert read_regions({"regions": "a red star"}).lost == {"region_not_an_object": 1}
+    assert read_regions({"regions": {"box": [10**400, 0, 1, 1], "phrase": "x"}}).lost == {
+        "box_not_four_finite_numbers": 1
+    }
     assert read_regions({"regions": [[0, 0, 1, 1]]}).lost == {"region_not_an_object": 1}

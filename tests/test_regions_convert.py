@@ -14,12 +14,13 @@ from region_files import write_images, write_json
 
 from clipkit.cli import main
 from clipkit.data.problems import MISSING_FILE
+from clipkit.data.regions import EMPTY_PHRASE, WRONG_CONVENTION
 from clipkit.data.samples import SampleKeys
 from clipkit.data.sources import open_source
 from clipkit.images import CORRUPT_IMAGE
 from clipkit.regions import boxes
-from clipkit.regions.convert import EMPTY_PHRASE, OTHER_CONVENTION, OTHER_FILE_FORMAT, WRONG_SIZE
-from clipkit.regions.formats.base import CROWD
+from clipkit.regions.convert import OTHER_FILE_FORMAT, WRONG_SIZE
+from clipkit.regions.formats.base import CROWD, NO_BOX, UNREADABLE_IMAGE
 
 
 @pytest.fixture(autouse=True)
@@ -100,6 +101,43 @@ def test_a_second_run_writes_nothing_and_says_so(tmp_path: Path, capsys: pytest.
     assert "already holds something else" in capsys.readouterr().err
 
 
+def test_shards_of_files_that_have_changed_are_not_complete(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whichever file of a format it is; one that no one reads may change."""
+    names = {"a": "36979.jpg", "b": "train2014/COCO_train2014_000000000009.jpg"}
+    images = write_images(tmp_path / "images", names)
+    for path, size in (("VG_100K_2/1.jpg", (40, 20)), (names["b"], (40, 20))):
+        (images / path).parent.mkdir(exist_ok=True)
+        (images / path).write_bytes(encode(photo(3, size)))
+    captions = write_json(tmp_path / "captions.json", region_files.coco_captions())
+    refs, entities = region_files.write_refcoco(tmp_path / "r"), region_files.write_flickr30k(tmp_path / "f")
+    genome = region_files.write_visual_genome(tmp_path / "vg")
+    (entities / "notes.md").touch()
+    for number, (source, form, files) in enumerate(
+        [
+            (refs.with_name("instances.json"), "coco", [refs.with_name("instances.json"), captions]),
+            (refs, "refcoco", [refs.with_name("instances.json"), captions]),
+            (genome.parent, "visual-genome", [genome, genome.with_name("image_data.json")]),
+            (entities, "flickr30k-entities", [entities / "Sentences" / "36979.txt", entities / "train.txt"]),
+        ]
+    ):
+        arguments = ["regions", "convert", str(source), "--format", form, "--images", str(images), "--quiet"]
+        arguments += ["--out", str(tmp_path / str(number))]
+        arguments += ["--captions", str(captions)] if captions in files else []
+        assert main(arguments) == 0
+        (entities / "notes.md").write_text(form)
+        capsys.readouterr()
+        for file in files:
+            before = file.read_bytes()
+            file.write_bytes(before + b"\n")
+            assert main(arguments) == 1
+            assert "already holds something else; name a new folder or remove it" in capsys.readouterr().err
+            file.write_bytes(before)
+            assert main(arguments) == 0
+            assert "complete already" in capsys.readouterr().out
+
+
 def test_the_same_settings_give_the_same_bytes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = coco(tmp_path)
     for name in ("one", "two"):
@@ -159,6 +197,8 @@ def test_refcoco(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         ([10, 5, -3, 10], boxes.WRONG_ORDER),
         ([39, 5, 10, 10], boxes.OUTSIDE),
         ([10, 5, float("nan"), 10], boxes.NOT_NUMBERS),
+        ([10, 5, 10**400, 10], boxes.NOT_NUMBERS),
+        ([20, 10, 1e-5, 10], boxes.NO_AREA),
         ([10, 5, 3], boxes.NOT_NUMBERS),
         (None, boxes.NOT_NUMBERS),
     ],
@@ -190,14 +230,50 @@ def test_boxes_of_another_convention(tmp_path: Path, capsys: pytest.CaptureFixtu
         {"id": 3, "image_id": 9, "category_id": 18, "bbox": [0, 0, 40, 20]},
     ]
     report = run(capsys, *coco(tmp_path, content), "--out", tmp_path / "out")
-    assert report["boxes_left_out"] == {OTHER_CONVENTION: 2}
-    assert "all are possible as xyxy" in report["examples"][OTHER_CONVENTION][0]
+    assert report["boxes_left_out"] == {WRONG_CONVENTION: 2}
+    assert "all are possible as x0, y0, x1, y1 in pixels" in report["examples"][WRONG_CONVENTION][0]
     del content["annotations"][2]
     arguments = coco(tmp_path, content)
     assert main(["regions", "convert", *map(str, arguments), "--out", str(tmp_path / "new")]) == 2
     assert "no box can be used" in (error := capsys.readouterr().err)
-    assert "all are possible as xyxy" in error
+    assert "all are possible as x0, y0, x1, y1 in pixels" in error
     assert sorted(path.name for path in tmp_path.iterdir() if "new" in path.name) == []
+
+
+def test_a_file_of_another_convention_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By the boxes of all images together, of which no single one has two; nothing is written."""
+    content = region_files.coco_instances()
+    image, box = content["images"][0], content["annotations"][0]
+    corners = [[x, y, x + 8, y + 6] for x in (0, 10, 20, 30) for y in (0, 6, 12)]
+    content["images"] = [{**image, "id": number} for number in range(len(corners))]
+    for given, message in (
+        (
+            corners,
+            "but 8 of 12 are impossible as such, for example [0.0, 12.0, 8.0, 18.0]; they look like x0,",
+        ),
+        ([[edge / 40 for edge in box] for box in corners], "they look like fractions of the image"),
+    ):
+        content["annotations"] = [
+            {**box, "id": number, "image_id": number, "bbox": own} for number, own in enumerate(given)
+        ]
+        arguments = coco(tmp_path, content)
+        assert main(["regions", "convert", *map(str, arguments), "--out", str(tmp_path / "out")]) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.endswith("; convert the file to x, y, width, height in pixels\n")
+        assert error.count("\n") == 1
+        assert not [path for path in tmp_path.iterdir() if "out" in path.name]
+
+
+def test_entries_that_cannot_be_read_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content = region_files.coco_instances()
+    content["images"].append({**content["images"][1], "id": 26, "file_name": None, "coco_url": None})
+    del content["annotations"][0]["bbox"]
+    report = run(capsys, *coco(tmp_path, content), "--out", tmp_path / "out")
+    assert (report["num_images"], report["num_regions"]) == (2, 1)
+    assert report["images_left_out"] == {UNREADABLE_IMAGE: 1}
+    assert report["boxes_left_out"] == {CROWD: 1, NO_BOX: 1}
+    assert report["examples"][NO_BOX] == ["annotation 1"]
 
 
 def test_unusable_images_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,10 +21,13 @@ _BAR_WIDTH = 40
 
 def facts(path: str, options: InspectOptions, *, show: bool) -> dict[str, Any]:
     """Examine the data at `path`; with `show`, a bar tells how far it is."""
+    # Regions are evaluated without captions too: images that have none are told of, but count.
+    captions_may_lack = options.regions and not options.labels
+    required = "label" if options.labels else "caption"
     keys = SampleKeys(
         image=options.image_keys,
         caption=options.caption_keys,
-        require=("label",) if options.labels else ("caption",),
+        require=() if captions_may_lack else (required,),
         fields=options.regions,
         image_column=options.image_column,
         caption_column=options.caption_column,
@@ -38,6 +41,7 @@ def facts(path: str, options: InspectOptions, *, show: bool) -> dict[str, Any]:
             tokenizer=tokenizer,
             context_length=options.context_length or model_length,
             num_samples=options.sample,
+            captions_may_lack=captions_may_lack,
             on_read=lambda: meter.advance(),
         )
     rate = found.decode_images_per_second
@@ -82,6 +86,8 @@ def render(facts: dict[str, Any]) -> Iterator[RenderableType]:
         yield table
     if facts["histogram"]:
         yield _histogram(facts)
+    if facts["wrong_convention"]:
+        yield Text(facts["wrong_convention"], style="bold red")
     if not facts["usable"]:
         yield Text("nothing usable: check --image-keys and --caption-keys", style="bold red")
 

@@ -11,12 +11,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from clipkit.data.problems import Problems, SampleError
-from clipkit.data.regions import read_regions
+from clipkit.data.problems import MISSING_CAPTION, Problems, SampleError
+from clipkit.data.regions import given_boxes, read_regions
 from clipkit.data.samples import Source
 from clipkit.images import ImageError, decode_pixels
+from clipkit.regions.conventions import wrong_convention
 
 LONGEST_COUNTED = 4096
 """Longer captions are reported as this long, in tokens."""
@@ -47,6 +49,8 @@ class Preflight:
     regions_per_image: dict[str, float] = field(default_factory=dict)
     """Of the images with usable regions, where the json members were read."""
     num_images_with_regions: int = 0
+    wrong_convention: str | None = None
+    """What the boxes as a whole look like, where they are no corners in fractions of the image."""
     tokens: dict[str, float] = field(default_factory=dict)
     """Minimum, median, 95th percentile and maximum length of a caption with its special tokens."""
     histogram: list[tuple[int, int, int]] = field(default_factory=list)
@@ -72,6 +76,7 @@ def examine(
     tokenizer: Tokenizer,
     context_length: int,
     num_samples: int,
+    captions_may_lack: bool = False,
     on_read: Callable[[], None] = lambda: None,
 ) -> Preflight:
     """Read samples evenly spread over a source and sum up what they are like.
@@ -81,6 +86,8 @@ def examine(
         tokenizer: called as `tokenizer(texts, context_length=n)`, pads at the end.
         context_length: of the model to be trained.
         num_samples: how many are read; 0 reads all.
+        captions_may_lack: samples without captions, of a source that does not require them, are usable but
+            counted as a problem.
         on_read: called after each.
     """
     num_read = min(len(source), num_samples or len(source))
@@ -89,6 +96,7 @@ def examine(
     sizes: list[tuple[int, int]] = []
     captions: list[str] = []
     num_regions: list[int] = []
+    boxes = [torch.zeros(0, 4, dtype=torch.float64)]
     per_image: Counter[int] = Counter()
     images_seen: Counter[bytes] = Counter()
     seconds = 0.0
@@ -106,6 +114,9 @@ def examine(
             on_read()
         sizes.append((pixels.shape[2], pixels.shape[1]))
         captions += sample.captions
+        if captions_may_lack and not sample.captions:
+            found.problems.add(MISSING_CAPTION, [source.where(index)])
+        boxes.append(given_boxes(sample.fields))
         regions = read_regions(sample.fields)
         num_regions += [len(regions.phrases)] if regions.phrases else []
         where = source.where(index) + (f": {regions.hint}" if regions.hint else "")
@@ -119,6 +130,7 @@ def examine(
         found.decode_images_per_second = len(sizes) / seconds
         found.image_width = _spread([width for width, _ in sizes])
         found.image_height = _spread([height for _, height in sizes])
+    found.wrong_convention = wrong_convention(torch.cat(boxes), "xyxy")
     found.num_images_with_regions = len(num_regions)
     if num_regions:
         found.regions_per_image = _spread(num_regions)

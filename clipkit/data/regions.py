@@ -52,8 +52,7 @@ def read_regions(fields: Mapping[str, Any]) -> SampleRegions:
 
     Nothing in the field is an error: what cannot be used is counted.
     """
-    found = fields.get(FIELD)
-    entries = [] if found is None else found if isinstance(found, list) else [found]
+    entries = _entries(fields)
     regions = [entry for entry in entries if isinstance(entry, Mapping)]
     lost = Counter({NOT_REGIONS: len(entries) - len(regions)})
     try:
@@ -68,11 +67,22 @@ def read_regions(fields: Mapping[str, Any]) -> SampleRegions:
     return found_all.select(torch.tensor(kept, dtype=torch.int64), {EMPTY_PHRASE: len(texts) - len(kept)})
 
 
+def given_boxes(fields: Mapping[str, Any]) -> Tensor:
+    """(R, 4) fp64, the boxes of all regions of a sample as they are, for `conventions.wrong_convention`."""
+    return boxes.as_rows(entry.get("box") for entry in _entries(fields) if isinstance(entry, Mapping))
+
+
 def shown(regions: SampleRegions, window: Window) -> SampleRegions:
     """The regions of an image of which enough is in a window, with their boxes in it."""
     clean = boxes.shown(regions.boxes, window)
     kept = regions.select(clean.kept, clean.problems)
     return SampleRegions(clean.boxes, kept.phrases, kept.lost, kept.hint)
+
+
+def _entries(fields: Mapping[str, Any]) -> list[Any]:
+    """What stands for regions, be it one or not."""
+    found = fields.get(FIELD)
+    return [] if found is None else found if isinstance(found, list) else [found]
 
 
 def _sum(first: Mapping[str, int], second: Mapping[str, int]) -> dict[str, int]:

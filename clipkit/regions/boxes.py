@@ -6,7 +6,7 @@ The origin is the top left corner, x goes right and y goes down.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -18,6 +18,12 @@ from clipkit.windows import Window
 BoxFormat = Literal["xyxy", "xywh", "cxcywh"]
 """Corners; a corner with width and height, as COCO has it; the centre with width and height."""
 
+_NUMBERS: Mapping[BoxFormat, str] = {
+    "xyxy": "x0, y0, x1, y1",
+    "xywh": "x, y, width, height",
+    "cxcywh": "centre x, centre y, width, height",
+}
+
 NOT_NUMBERS = "box_not_four_finite_numbers"
 WRONG_ORDER = "box_with_corners_in_wrong_order"
 NO_AREA = "box_without_area"
@@ -25,6 +31,9 @@ OUTSIDE = "box_outside_the_image"
 CUT_OFF = "box_cut_off_by_the_crop"
 PROBLEMS = (NOT_NUMBERS, WRONG_ORDER, NO_AREA, OUTSIDE, CUT_OFF)
 """Why a box is left out."""
+
+MAX_FRACTION = 1.5
+"""A larger number is no fraction of a side, however badly it was rounded or far a box sticks out."""
 
 MIN_VISIBLE = 0.5
 """Share of a box that must lie inside the image, or inside a crop of it, for its phrase to stay true."""
@@ -74,7 +83,7 @@ def clean(
     """Boxes as files have them: converted, clipped to the image, the unusable ones left out and counted.
 
     A box stays if its four numbers are finite, its corners are in order, it has an area, and at least half of
-    that is inside the image.
+    that is inside the image. What the boxes of a whole data set show is for `conventions.wrong_convention`.
 
     Args:
         boxes: a list of boxes, or (R, 4).
@@ -105,6 +114,22 @@ def usable(corners: Tensor) -> CleanBoxes:
 def as_rows(boxes: Iterable[Any]) -> Tensor:
     """(R, 4) fp64 of boxes as files have them; NaN in the place of what has not four numbers."""
     return torch.tensor([_four_numbers(box) for box in boxes], dtype=torch.float64).reshape(-1, 4)
+
+
+def looks_like_pixels(boxes: Tensor) -> bool:
+    """Whether most of the boxes, (R, 4) in any format, have a number that is no fraction."""
+    finite = boxes[boxes.isfinite().all(dim=1)]
+    return 2 * int((finite > MAX_FRACTION).any(dim=1).sum()) > len(finite)
+
+
+def described(box_format: BoxFormat, *, in_pixels: bool) -> str:
+    """What the four numbers are, for messages."""
+    return f"{_NUMBERS[box_format]} in {'pixels' if in_pixels else 'fractions of the image'}"
+
+
+def as_text(box: Tensor) -> str:
+    """(4,) -> `[0.1, 0.2, 0.5, 0.9]`, for messages."""
+    return str([round(number, 3) for number in box.tolist()])
 
 
 def area(boxes: Tensor) -> Tensor:
@@ -140,22 +165,29 @@ def pairwise_iou(first: Tensor, second: Tensor) -> Tensor:
 
 
 def _problems(corners: Tensor) -> list[str | None]:
-    is_finite = corners.isfinite().all(dim=1)
+    """Of each box, what keeps it from being used."""
     sides = corners[:, 2:] - corners[:, :2]
+    kept = corners.clamp(0, 1).float()
     checks = [
-        (NOT_NUMBERS, is_finite),
+        (NOT_NUMBERS, corners.isfinite().all(dim=1)),
         (WRONG_ORDER, (sides >= 0).all(dim=1)),
         (NO_AREA, (sides > 0).all(dim=1)),
         (OUTSIDE, visible_share(corners) >= MIN_VISIBLE),
+        # A sliver has an area in fp64 that the numbers that are kept no longer have.
+        (NO_AREA, (kept[:, 2:] > kept[:, :2]).all(dim=1)),
     ]
-    return [next((name for name, is_fine in checks if not is_fine[row]), None) for row in range(len(corners))]
+    found: list[str | None] = [None] * len(corners)
+    for name, is_fine in reversed(checks):
+        for row in (~is_fine).nonzero()[:, 0].tolist():
+            found[row] = name
+    return found
 
 
 def _four_numbers(box: Any) -> list[float]:
     """The numbers of a box, NaN where it has not four."""
     try:
         numbers = [float(number) for number in box]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):  # the last: an integer beyond fp64
         numbers = []
     return numbers if len(numbers) == 4 else [float("nan")] * 4
 
@@ -165,25 +197,23 @@ def _check_convention(
 ) -> None:
     """Refuse boxes that make sense in another convention only, when most of several do."""
     finite = given[given.isfinite().all(dim=1)]
-    if image_size is None and len(finite) and float((finite > 1.5).any(dim=1).double().mean()) > 0.5:
+    if image_size is None and looks_like_pixels(finite):
         raise ValueError(
-            f"boxes must be fractions in [0, 1], got {_shown(finite)}: they look like pixels, "
-            "so give the size of the image"
+            f"boxes must be fractions in [0, 1], got {as_text(finite[0])}: they look like pixels"
         )
     is_fine = [problem is None for problem in _problems(corners)]
     if len(is_fine) < 2 or 2 * sum(is_fine) >= len(is_fine):
         return
+    in_pixels = image_size is not None
     for other in get_args(BoxFormat):
         fits = [problem is None for problem in _problems(to_fractions(given.double(), other, image_size))]
         if all(fits):
             raise ValueError(
-                f"boxes are said to be {box_format}, but {len(is_fine) - sum(is_fine)} of {len(is_fine)} are "
-                f"impossible, such as {_shown(finite)}; all are possible as {other}: say box_format={other}"
+                f"boxes must be {described(box_format, in_pixels=in_pixels)}, but "
+                f"{len(is_fine) - sum(is_fine)} of {len(is_fine)} are impossible as such, for example "
+                f"{as_text(given[is_fine.index(False)])}; all are possible as "
+                f"{described(other, in_pixels=in_pixels)}"
             )
-
-
-def _shown(boxes: Tensor) -> str:
-    return str([round(number, 3) for number in boxes[0].tolist()])
 
 
 def _corners(boxes: Tensor, box_format: BoxFormat) -> Tensor:

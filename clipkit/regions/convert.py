@@ -5,7 +5,8 @@ OUT/00000.tar ...   KEY.jpg (or png, webp: the bytes of the file), KEY.txt (a ca
                     captions), KEY.json {"image", "width", "height", "regions": [{"box", "phrase"}]}
 OUT/sizes.json      {"00000.tar": 1000, ...}
 OUT/report.json     what was written, and what was left out and why
-OUT/convert.json    the settings; written last, so a folder that has it is complete
+OUT/convert.json    the settings and checksums of the annotations; written last, so a folder that has it is
+                    complete
 ```
 
 A box is x0, y0, x1, y1 as fractions of the image.
@@ -13,27 +14,33 @@ A box is x0, y0, x1, y1 as fractions of the image.
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
+
+from clipkit.checksums import sha256_of
 from clipkit.complete_folder import complete_folder
 from clipkit.console import Meter, progress
 from clipkit.data.problems import MISSING_FILE, Problems, describe_counts
+from clipkit.data.regions import EMPTY_PHRASE, WRONG_CONVENTION
 from clipkit.data.shard_writer import Sample, write_split
 from clipkit.images import ImageError, decode_pixels
 from clipkit.json_files import read_json, write_json
 from clipkit.regions import boxes
 from clipkit.regions.boxes import BoxFormat
+from clipkit.regions.conventions import wrong_convention
 from clipkit.regions.convert_settings import Converted, ConvertSettings, Format
 from clipkit.regions.formats.base import AnnotatedImage, Annotations
 from clipkit.regions.formats.coco import read_coco
-from clipkit.regions.formats.flickr30k_entities import read_flickr30k_entities
+from clipkit.regions.formats.flickr30k_entities import flickr30k_entities_files, read_flickr30k_entities
 from clipkit.regions.formats.lvis import read_lvis
-from clipkit.regions.formats.refcoco import read_refcoco
-from clipkit.regions.formats.visual_genome import read_visual_genome
+from clipkit.regions.formats.refcoco import read_refcoco, refcoco_files
+from clipkit.regions.formats.visual_genome import read_visual_genome, visual_genome_files
 
 FORMAT_VERSION = 1
 """Raised whenever the same settings would give other shards."""
@@ -43,16 +50,25 @@ REPORT_NAME = "report.json"
 
 WRONG_SIZE = "another size than annotated"
 OTHER_FILE_FORMAT = "neither jpeg, png nor webp"
-EMPTY_PHRASE = "empty_phrase"
-OTHER_CONVENTION = "box_in_another_convention"
 
-READERS: Mapping[Format, Callable[..., Annotations]] = {
-    "coco": read_coco,
-    "visual-genome": read_visual_genome,
-    "flickr30k-entities": read_flickr30k_entities,
-    "refcoco": read_refcoco,
-    "lvis": read_lvis,
+
+class Reader(NamedTuple):
+    """How annotations of a format are read."""
+
+    read: Callable[..., Annotations]
+    files: Callable[[Path], Iterable[Path]] = lambda source: [source]
+    """All files that are read of a source, captions aside."""
+
+
+READERS: Mapping[Format, Reader] = {
+    "coco": Reader(read_coco),
+    "visual-genome": Reader(read_visual_genome, visual_genome_files),
+    "flickr30k-entities": Reader(read_flickr30k_entities, flickr30k_entities_files),
+    "refcoco": Reader(read_refcoco, refcoco_files),
+    "lvis": Reader(read_lvis),
 }
+_DECIMALS = 6
+"""Of the edges of a box; one that is no wider than that has no area."""
 _MAGIC = ((b"\xff\xd8\xff", "jpg"), (b"\x89PNG", "png"), (b"RIFF", "webp"))
 
 
@@ -101,13 +117,16 @@ def convert(
     Raises:
         FileExistsError: `out` holds something else.
         FileNotFoundError: `source`, the folder of images or another file is missing.
-        ValueError: annotations of another form; no image or no box can be used.
+        ValueError: annotations of another form; no image or no box can be used; the boxes of the data set are
+            in another convention than the format has.
     """
     if not settings.images.is_dir():
         raise FileNotFoundError(f"there is no folder of images {settings.images}")
     with complete_folder(out, SETTINGS_NAME, _described(source, settings)) as folder:
         if folder is not None:
-            converted = _write(folder, _read(source, settings), settings, show)
+            annotations = _read(source, settings)
+            _check_convention(source, annotations)
+            converted = _write(folder, annotations, settings, show)
             write_json(folder / REPORT_NAME, asdict(converted))
     return Converted(**read_json(out / REPORT_NAME)), folder is not None
 
@@ -118,24 +137,47 @@ def _described(source: Path, settings: ConvertSettings) -> str:
         "format_version": FORMAT_VERSION,
         **asdict(settings),
         **{name: None if path is None else str(path.resolve()) for name, path in paths.items()},
+        "sha256": _checksum(source, settings),
     }
     return json.dumps(described, indent=2, ensure_ascii=False) + "\n"
+
+
+def _checksum(source: Path, settings: ConvertSettings) -> str:
+    """Of the annotations and captions; those that are missing are for the reader to report."""
+    captions = [] if settings.captions is None else [settings.captions]
+    files = [path for path in (*READERS[settings.format].files(source), *captions) if path.is_file()]
+    digest = hashlib.sha256()
+    for path in sorted(files):
+        digest.update(f"{path.name} {sha256_of(path)}\n".encode())
+    return digest.hexdigest()
 
 
 def _read(source: Path, settings: ConvertSettings) -> Annotations:
     given: dict[str, Any] = {"captions": settings.captions, "split": settings.split}
     options = {name: value for name, value in given.items() if value is not None}
-    return READERS[settings.format](source, **options)
+    return READERS[settings.format].read(source, **options)
+
+
+def _check_convention(source: Path, annotations: Annotations) -> None:
+    """Refuse annotations whose boxes as a whole look like something else than the format has."""
+    counts = torch.tensor([len(image.regions) for image in annotations.images], dtype=torch.int64)
+    sides = boxes.as_rows((image.width, image.height) * 2 for image in annotations.images)
+    given = boxes.as_rows(region.box for image in annotations.images for region in image.regions)
+    problem = wrong_convention(given, annotations.box_format, sides.repeat_interleave(counts, dim=0))
+    if problem is not None:
+        form = boxes.described(annotations.box_format, in_pixels=True)
+        raise ValueError(f"{source}: {problem}; convert the file to {form}")
 
 
 def _write(folder: Path, annotations: Annotations, settings: ConvertSettings, show: bool) -> Converted:
-    tally = _Tally(boxes=annotations.left_out)
+    tally = _Tally(boxes=annotations.left_out, images=annotations.images_left_out)
     with progress("convert", len(annotations.images), show=show) as meter:
         samples = _samples(annotations, settings.images, tally, meter)
         sizes = write_split(folder, "{:05d}.tar", settings.shard_size, samples)
     if not tally.num_images:
         found = describe_counts(tally.images.counts)
-        raise ValueError(f"none of {len(annotations.images):,} images can be used ({found}); see --images")
+        num_images = sum(tally.images.counts.values())
+        raise ValueError(f"none of {num_images:,} images can be used ({found}); see --images")
     if not tally.num_regions:
         found = describe_counts(tally.boxes.counts)
         first = next((f", such as {examples[0]}" for examples in tally.boxes.examples.values()), "")
@@ -204,11 +246,12 @@ def _regions(
     try:
         cleaned = boxes.clean([region.box for region in named], box_format, (image.height, image.width))
     except ValueError as error:
-        found.add(OTHER_CONVENTION, [f"{name}: {error}"], len(named))
+        found.add(WRONG_CONVENTION, [f"{name}: {error}"], len(named))
         return []
-    for reason, count in cleaned.problems.items():
+    written = boxes.usable(cleaned.boxes.double().round(decimals=_DECIMALS))
+    for reason, count in (*cleaned.problems.items(), *written.problems.items()):
         found.add(reason, [name], count)
     return [
-        {"box": [round(edge, 6) for edge in box], "phrase": named[row].phrase}
-        for box, row in zip(cleaned.boxes.tolist(), cleaned.kept.tolist(), strict=True)
+        {"box": [round(edge, _DECIMALS) for edge in box], "phrase": named[row].phrase}
+        for box, row in zip(written.boxes.tolist(), cleaned.kept[written.kept].tolist(), strict=True)
     ]

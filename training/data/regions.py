@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,15 +13,18 @@ from torch import Tensor
 
 from clipkit.data.order import stateless_hash
 from clipkit.data.problems import Problems, SampleError, describe_counts
-from clipkit.data.regions import FIELD, SampleRegions, read_regions, shown
+from clipkit.data.regions import FIELD, SampleRegions, given_boxes, read_regions, shown
 from clipkit.data.samples import Source
 from clipkit.distributed import all_gather_objects, rank
+from clipkit.regions.conventions import wrong_convention
 from clipkit.windows import Window
 
 NOT_DRAWN = "region_not_drawn"
 """An image had more regions than a step takes of it."""
 _REGION = -3  # purpose of a hash; see `batches`
 _NUM_LOOKED_AT = 200
+_NUM_LOOKED_AT_IF_RARE = 20_000
+"""Of each source, where the first look finds no regions at all, until `_NUM_LOOKED_AT` regions are found."""
 
 LostRegions = Mapping[str, Problems]
 """By source: regions left out, by reason, with examples of where."""
@@ -104,36 +108,75 @@ class RegionLog:
         _merge(self._earlier, _from_json(state))
 
 
+@dataclass
+class _Look:
+    """What some samples of a source have."""
+
+    num_samples: int = 0
+    num_usable: int = 0
+    """Regions."""
+    lost: Problems = field(default_factory=Problems)
+    hint: str | None = None
+    boxes: list[Tensor] = field(default_factory=list)
+    """(R, 4) of each sample, as they came."""
+
+    @property
+    def num_regions(self) -> int:
+        """Usable or not."""
+        return self.num_usable + sum(self.lost.counts.values())
+
+
 def check_regions(sources: Sequence[Source]) -> None:
     """Read some samples of every source, so that regions that cannot be used are found before training.
 
     Raises:
-        ValueError: none has regions, or most boxes of a source cannot be used, with what they look like.
+        ValueError: none has regions, most regions of a source cannot be used, or its boxes as a whole are in
+            another convention, with what they look like.
     """
-    num_looked_at = num_usable = 0
-    for source in sources:
-        found, usable, hint = Problems(), 0, None
-        for index in np.linspace(0, len(source) - 1, min(len(source), _NUM_LOOKED_AT)).astype(int).tolist():
-            num_looked_at += 1
-            try:
-                regions = read_regions(source.read(index).fields)
-            except SampleError:
-                continue
-            usable += len(regions.phrases)
-            hint = hint or regions.hint
-            for reason, count in regions.lost.items():
-                found.add(reason, [source.where(index)], count)
-        if sum(found.counts.values()) > usable:
-            raise ValueError(
-                f"most regions of source {source.name!r} cannot be used ({describe_counts(found.counts)}"
-                f"{'; ' + hint if hint else ''}); a region is a phrase and a box x0, y0, x1, y1 in fractions "
-                "of the image, as `clipkit regions convert` writes it"
-            )
-        num_usable += usable
-    if not num_usable:
+    looks = [_look(source, _NUM_LOOKED_AT) for source in sources]
+    if not any(look.num_regions for look in looks):
+        looks = [_look(source, _NUM_LOOKED_AT_IF_RARE, enough=_NUM_LOOKED_AT) for source in sources]
+    for source, look in zip(sources, looks, strict=True):
+        _refuse_unusable(source.name, look)
+    if not any(look.num_usable for look in looks):
+        num_looked_at = sum(look.num_samples for look in looks)
         raise ValueError(
             f"none of {num_looked_at:,} samples looked at has `{FIELD}` in its json member; add them, or set "
             "regions.head to none"
+        )
+
+
+def _look(source: Source, num_samples: int, enough: float = math.inf) -> _Look:
+    """Read samples evenly spread over a source, until there are enough regions."""
+    look = _Look()
+    for index in np.linspace(0, len(source) - 1, min(len(source), num_samples)).astype(int).tolist():
+        if look.num_regions >= enough:
+            break
+        look.num_samples += 1
+        try:
+            fields = source.read(index).fields
+        except SampleError:
+            continue
+        regions = read_regions(fields)
+        look.num_usable += len(regions.phrases)
+        look.hint = look.hint or regions.hint
+        look.boxes.append(given_boxes(fields))
+        for reason, count in regions.lost.items():
+            look.lost.add(reason, [source.where(index)], count)
+    return look
+
+
+def _refuse_unusable(name: str, look: _Look) -> None:
+    """Refuse a source most of whose regions are lost, or whose boxes as a whole are something else."""
+    cure = "write them as `clipkit regions convert` does"
+    problem = wrong_convention(torch.cat(look.boxes), "xyxy") if look.boxes else None
+    if problem is not None:
+        raise ValueError(f"source {name!r}: {problem}; {cure}")
+    if sum(look.lost.counts.values()) > look.num_usable:
+        raise ValueError(
+            f"most regions of source {name!r} cannot be used ({describe_counts(look.lost.counts)}"
+            f"{'; ' + look.hint if look.hint else ''}); a region is a phrase and a box x0, y0, x1, y1 in "
+            f"fractions of the image: {cure}"
         )
 
 

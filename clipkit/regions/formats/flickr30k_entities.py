@@ -52,6 +52,13 @@ def read_flickr30k_entities(source: Path, *, split: str | None = None) -> Annota
     return Annotations(images=images, box_format="xyxy", left_out=left_out)
 
 
+def flickr30k_entities_files(source: Path) -> list[Path]:
+    """The files that may be read."""
+    return [
+        path for pattern in ("Annotations/*.xml", "Sentences/*.txt", "*.txt") for path in source.glob(pattern)
+    ]
+
+
 def _stems(source: Path, split: str | None) -> list[str]:
     for name in ("Annotations", "Sentences"):
         if not (source / name).is_dir():

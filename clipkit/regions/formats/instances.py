@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -21,13 +21,18 @@ from urllib.parse import urlsplit
 from clipkit.data.problems import Problems
 from clipkit.regions.formats.base import (
     CROWD,
+    NO_BOX,
     UNKNOWN_CATEGORY,
     UNKNOWN_IMAGE,
     AnnotatedImage,
     AnnotatedRegion,
     Annotations,
+    entries_of,
+    is_in,
     load_json,
+    naming,
     one_line,
+    readable_images,
     refusing,
 )
 
@@ -35,7 +40,7 @@ Entry = Mapping[str, Any]
 
 
 def read_instances(source: Path, captions: Path | None, phrase_of: Callable[[Entry], str]) -> Annotations:
-    """Every image that is listed, with its boxes; those of crowds are left out.
+    """Every image that is listed, with its boxes; those of crowds, and entries without a box, are left out.
 
     Args:
         source: an instances JSON.
@@ -47,49 +52,84 @@ def read_instances(source: Path, captions: Path | None, phrase_of: Callable[[Ent
     """
     content = load_json(source, dict)
     captions_by_id = read_captions(captions) if captions else {}
+    left_out, images_left_out = Problems(), Problems()
     with refusing(source, "instances file"):
-        phrases = {category["id"]: phrase_of(category) for category in content["categories"]}
-        left_out = Problems()
-        regions = _regions_by_image(content, phrases, left_out)
-        images = annotated_images(content["images"], captions_by_id, regions)
-    return Annotations(images=images, box_format="xywh", left_out=left_out)
+        regions = _regions_by_image(content, _phrases(content, phrase_of), left_out)
+        images = annotated_images(entries_of(content, "images"), captions_by_id, regions, images_left_out)
+    return Annotations(images=images, box_format="xywh", left_out=left_out, images_left_out=images_left_out)
 
 
 def annotated_images(
-    entries: Iterable[Entry],
+    entries: Iterable[tuple[str, Any]],
     captions: Mapping[Any, tuple[str, ...]],
     regions: Mapping[Any, Sequence[AnnotatedRegion]],
+    left_out: Problems,
 ) -> list[AnnotatedImage]:
-    """The entries of `images`, with captions and regions by their ids."""
-    return [
-        AnnotatedImage(
+    """The entries of `images`, with captions and regions by their ids; see `readable_images`."""
+
+    def read(entry: Entry) -> AnnotatedImage:
+        return AnnotatedImage(
             paths=image_paths(entry),
             width=int(entry["width"]),
             height=int(entry["height"]),
             captions=captions.get(entry["id"], ()),
             regions=tuple(regions.get(entry["id"], ())),
         )
-        for entry in entries
-    ]
+
+    return readable_images(entries, read, left_out)
+
+
+def left_out_reason(annotation: Any, image_ids: Container[Any]) -> str | None:
+    """Why an entry of `annotations` is left out, whatever its category; None where it has a box to be read.
+
+    Args:
+        annotation: the entry.
+        image_ids: of the images that are listed.
+    """
+    if not isinstance(annotation, Mapping):
+        return NO_BOX
+    if annotation.get("iscrowd", 0):
+        return CROWD
+    if not is_in(image_ids, annotation.get("image_id")):
+        return UNKNOWN_IMAGE
+    return None if "bbox" in annotation else NO_BOX
+
+
+def _phrases(content: Entry, phrase_of: Callable[[Entry], str]) -> dict[Any, str]:
+    """By the id of the category."""
+    phrases = {}
+    for where, category in entries_of(content, "categories"):
+        with naming(where):
+            phrases[category["id"]] = phrase_of(category)
+    return phrases
+
+
+def images_by_id(content: Entry) -> dict[Any, Any]:
+    """The entries of `images` by their ids, without those that have none."""
+    entries = [image for _, image in entries_of(content, "images") if isinstance(image, Mapping)]
+    return {image["id"]: image for image in entries if "id" in image and isinstance(image["id"], Hashable)}
 
 
 def _regions_by_image(
     content: Entry, phrases: Mapping[Any, str], left_out: Problems
 ) -> dict[Any, list[AnnotatedRegion]]:
-    known = {image["id"] for image in content["images"]}
+    known = images_by_id(content)
     regions: dict[Any, list[AnnotatedRegion]] = defaultdict(list)
-    for annotation in content["annotations"]:
-        where = f"annotation {annotation.get('id', '?')}"
-        if annotation.get("iscrowd", 0):
-            left_out.add(CROWD, [where])
-        elif annotation["image_id"] not in known:
-            left_out.add(UNKNOWN_IMAGE, [where])
-        elif annotation["category_id"] not in phrases:
-            left_out.add(UNKNOWN_CATEGORY, [where])
-        else:
+    for where, annotation in entries_of(content, "annotations"):
+        reason = left_out_reason(annotation, known)
+        if reason is None and not is_in(phrases, annotation.get("category_id")):
+            reason = UNKNOWN_CATEGORY
+        if reason is None:
             region = AnnotatedRegion(annotation["bbox"], phrases[annotation["category_id"]])
             regions[annotation["image_id"]].append(region)
+        else:
+            left_out.add(reason, [_name_of(annotation, where)])
     return regions
+
+
+def _name_of(annotation: Any, where: str) -> str:
+    has_id = isinstance(annotation, Mapping) and "id" in annotation
+    return f"annotation {annotation['id']}" if has_id else where
 
 
 def read_captions(path: Path) -> dict[Any, tuple[str, ...]]:
@@ -101,9 +141,10 @@ def read_captions(path: Path) -> dict[Any, tuple[str, ...]]:
     content = load_json(path, dict)
     captions: dict[Any, tuple[str, ...]] = {}
     with refusing(path, "captions file"):
-        for annotation in content["annotations"]:
-            known = captions.get(annotation["image_id"], ())
-            captions[annotation["image_id"]] = (*known, one_line(annotation["caption"]))
+        for where, annotation in entries_of(content, "annotations"):
+            with naming(where):
+                known = captions.get(annotation["image_id"], ())
+                captions[annotation["image_id"]] = (*known, one_line(annotation["caption"]))
     return captions
 
 
@@ -112,14 +153,22 @@ def image_paths(image: Entry) -> tuple[str, ...]:
 
     LVIS 1.0 has no `file_name`, only `coco_url`, which ends in `train2017/000000391895.jpg`; the names of
     2014 begin with their folder: `COCO_train2014_000000581857.jpg`.
+
+    Raises:
+        KeyError: it has neither name nor address.
+        TypeError: one of them is no text.
     """
     paths = []
-    if "file_name" in image:
-        name = image["file_name"]
+    name, address = image.get("file_name"), image.get("coco_url")
+    if name is None and address is None:
+        raise KeyError("file_name")
+    if not isinstance(name or "", str) or not isinstance(address or "", str):
+        raise TypeError("file_name and coco_url must be texts")
+    if name is not None:
         paths.append(name)
         if part := re.match(r"COCO_([a-z]+\d+)_\d+\.", name):
             paths.append(f"{part[1]}/{name}")
-    if "file_name" not in image or "coco_url" in image:
-        url = urlsplit(image["coco_url"]).path.split("/")
+    if address is not None:
+        url = urlsplit(address).path.split("/")
         paths += ["/".join(url[-2:]), url[-1]]
     return tuple(dict.fromkeys(paths))

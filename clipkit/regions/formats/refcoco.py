@@ -13,21 +13,29 @@ from __future__ import annotations
 
 import pickle
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from clipkit.data.problems import Problems
 from clipkit.regions.formats.base import (
-    CROWD,
     AnnotatedRegion,
     Annotations,
+    entries_of,
     load_json,
+    naming,
     one_line,
     refusing,
 )
-from clipkit.regions.formats.instances import Entry, annotated_images, read_captions
+from clipkit.regions.formats.instances import (
+    Entry,
+    annotated_images,
+    images_by_id,
+    left_out_reason,
+    read_captions,
+)
 
+INSTANCES = "instances.json"
 UNKNOWN_BOX = "expressions_for_a_box_that_is_not_listed"
 
 
@@ -43,24 +51,30 @@ def read_refcoco(source: Path, *, captions: Path | None = None, split: str | Non
         ValueError: a file is not of its form, a pickle holds more than plain data, no reference is in the
             split.
     """
-    instances = source.with_name("instances.json")
+    instances = source.with_name(INSTANCES)
     captions_by_id = read_captions(captions) if captions else {}
     references = load_references(source)
     with refusing(source, "list of references"):
-        references = [entry for entry in references if split is None or entry["split"] == split]
-        wanted = {entry["image_id"] for entry in references}
+        references = _of_split(references, split)
     if split is not None and not references:
         raise ValueError(f"{source} has no reference in the split {split!r}")
     content = load_json(instances, dict)
-    left_out = Problems()
+    left_out, images_left_out = Problems(), Problems()
     with refusing(instances, "instances file"):
-        boxes = {entry["id"]: entry for entry in content["annotations"] if entry["image_id"] in wanted}
-        listed = [image for image in content["images"] if image["id"] in wanted]
+        boxes = _by_id(entry for _, entry in entries_of(content, "annotations"))
+        wanted = {entry["image_id"] for entry in references}
+        listed = {number: image for number, image in images_by_id(content).items() if number in wanted}
     with refusing(source, "list of references"):
-        regions = _regions_by_image(references, boxes, left_out)
+        regions = _regions_by_image(references, boxes, listed, left_out)
     with refusing(instances, "instances file"):
-        images = annotated_images(listed, captions_by_id, regions)
-    return Annotations(images=images, box_format="xywh", left_out=left_out)
+        entries = [(f"image {number}", image) for number, image in listed.items()]
+        images = annotated_images(entries, captions_by_id, regions, images_left_out)
+    return Annotations(images=images, box_format="xywh", left_out=left_out, images_left_out=images_left_out)
+
+
+def refcoco_files(source: Path) -> list[Path]:
+    """The files that are read beside the captions."""
+    return [source, source.with_name(INSTANCES)]
 
 
 def load_references(path: Path) -> list[Entry]:
@@ -91,16 +105,40 @@ class _PlainUnpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"it names {module_name}.{global_name}")
 
 
+def _of_split(references: Iterable[Entry], split: str | None) -> list[Entry]:
+    """Those of a split, each of which has what is read of it."""
+    found = []
+    for number, entry in enumerate(references):
+        with naming(f"entry {number}"):
+            if split is None or entry["split"] == split:
+                _check(entry)
+                found.append(entry)
+    return found
+
+
+def _check(entry: Entry) -> None:
+    """Raise where something lacks that is read later, when no one knows the number of the entry."""
+    hash((entry["image_id"], entry["ann_id"], entry["ref_id"]))
+    for sentence in entry["sentences"]:
+        sentence["sent"]
+
+
+def _by_id(annotations: Iterable[Any]) -> dict[Any, Entry]:
+    """Those that can be referred to."""
+    entries = [entry for entry in annotations if isinstance(entry, Mapping)]
+    return {entry["id"]: entry for entry in entries if "id" in entry and isinstance(entry["id"], Hashable)}
+
+
 def _regions_by_image(
-    references: Iterable[Entry], boxes: Mapping[Any, Entry], left_out: Problems
+    references: Iterable[Entry], boxes: Mapping[Any, Entry], images: Mapping[Any, Entry], left_out: Problems
 ) -> dict[Any, list[AnnotatedRegion]]:
     regions: dict[Any, dict[tuple[Any, str], AnnotatedRegion]] = defaultdict(dict)
     for reference in references:
         expressions = [one_line(sentence["sent"]) for sentence in reference["sentences"]]
         annotation = boxes.get(reference["ann_id"])
-        if annotation is None or annotation.get("iscrowd", 0):
-            reason = UNKNOWN_BOX if annotation is None else CROWD
-            left_out.add(reason, [f"ref_id {reference['ref_id']}"], len(expressions))
+        reason = UNKNOWN_BOX if annotation is None else left_out_reason(annotation, images)
+        if annotation is None or reason is not None:
+            left_out.add(reason or UNKNOWN_BOX, [f"ref_id {reference['ref_id']}"], len(expressions))
             continue
         for expression in expressions:
             region = AnnotatedRegion(annotation["bbox"], expression)

@@ -11,6 +11,7 @@ image_data.json           [{"image_id": 1, "width": 800, "height": 600, "coco_id
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from clipkit.data.problems import Problems
@@ -20,11 +21,14 @@ from clipkit.regions.formats.base import (
     AnnotatedRegion,
     Annotations,
     load_json,
+    naming,
     one_line,
+    readable_images,
     refusing,
 )
 from clipkit.regions.formats.instances import Entry, read_captions
 
+DESCRIPTIONS = "region_descriptions.json"
 IMAGE_DATA = "image_data.json"
 
 
@@ -38,33 +42,44 @@ def read_visual_genome(source: Path, *, captions: Path | None = None) -> Annotat
     Raises:
         ValueError: a file is not of its form.
     """
-    source = source / "region_descriptions.json" if source.is_dir() else source
+    source = source / DESCRIPTIONS if source.is_dir() else source
     listed = load_json(source.with_name(IMAGE_DATA), list)
     captions_by_id = read_captions(captions) if captions else {}
-    left_out = Problems()
+    left_out, images_left_out = Problems(), Problems()
     described = load_json(source, list)
+    regions: dict[Any, tuple[AnnotatedRegion, ...]] = {}
     with refusing(source, "region descriptions"):
-        regions = {entry["id"]: _regions(entry) for entry in described}
-    with refusing(source.with_name(IMAGE_DATA), "image data"):
-        for number in regions.keys() - {image["image_id"] for image in listed}:
-            left_out.add(UNKNOWN_IMAGE, [f"image {number}"], len(regions[number]))
-        images = [
-            AnnotatedImage(
-                paths=_paths(image),
-                width=int(image["width"]),
-                height=int(image["height"]),
-                captions=captions_by_id.get(image.get("coco_id"), ()),
-                regions=regions.get(image["image_id"], ()),
-            )
-            for image in listed
-        ]
-    return Annotations(images=images, box_format="xywh", left_out=left_out)
+        for number, entry in enumerate(described):
+            with naming(f"entry {number}"):
+                regions[entry["id"]] = _regions(entry)
+
+    def read(image: Entry) -> AnnotatedImage:
+        return AnnotatedImage(
+            paths=_paths(image),
+            width=int(image["width"]),
+            height=int(image["height"]),
+            captions=captions_by_id.get(image.get("coco_id"), ()),
+            regions=regions.pop(image["image_id"], ()),
+        )
+
+    entries = ((f"{IMAGE_DATA}, entry {number}", image) for number, image in enumerate(listed))
+    images = readable_images(entries, read, images_left_out)
+    for image_id, found in regions.items():
+        left_out.add(UNKNOWN_IMAGE, [f"image {image_id}"], len(found))
+    return Annotations(images=images, box_format="xywh", left_out=left_out, images_left_out=images_left_out)
+
+
+def visual_genome_files(source: Path) -> list[Path]:
+    """The files that are read beside the captions."""
+    source = source / DESCRIPTIONS if source.is_dir() else source
+    return [source, source.with_name(IMAGE_DATA)]
 
 
 def _regions(entry: Entry) -> tuple[AnnotatedRegion, ...]:
+    """Numbers that are missing make a box that cannot be used, which is counted with the others."""
     return tuple(
         AnnotatedRegion(
-            (region["x"], region["y"], region["width"], region["height"]), one_line(region["phrase"])
+            tuple(region.get(name) for name in ("x", "y", "width", "height")), one_line(region.get("phrase"))
         )
         for region in entry["regions"]
     )
