@@ -283,8 +283,12 @@ def test_regions_of_a_data_set_are_checked_and_counted(tmp_path: Path) -> None:
     }
     assert pool.num_without == 1
     pixels = [[{"box": [10, 20, 30, 40], "phrase": "a cat"}]] * 2
-    with pytest.raises(ValueError, match=r"most regions of .*look like pixels"):
+    with pytest.raises(ValueError, match=r"got \[10.0, 20.0, 30.0, 40.0\]: they look like pixels"):
         open_regions(write_region_shards(tmp_path / "pixels", pixels, pictures=GREY))
+    # Two boxes an image are too few to tell; all together are not.
+    sides = [[{"box": [0.5 + n / 50, 0.6, 0.1, 0.3], "phrase": "a cat"}] for n in range(2)] * 6
+    with pytest.raises(ValueError, match=r"they look like x, y, width, height in fractions"):
+        open_regions(write_region_shards(tmp_path / "sides", sides, pictures=[GREY[0]] * 12))
     with pytest.raises(ValueError, match=r"has no regions: expected .*clipkit regions convert"):
         open_regions(write_region_shards(tmp_path / "none", [[], []], pictures=GREY))
 

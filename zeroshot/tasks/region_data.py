@@ -13,8 +13,9 @@ from torch import Tensor
 
 from clipkit.data.problems import SampleError, describe_counts
 from clipkit.data.prompted_images import PromptedImages, Region, RegionPrompt
-from clipkit.data.regions import SampleRegions, read_regions
+from clipkit.data.regions import SampleRegions, given_boxes, read_regions
 from clipkit.data.samples import Source
+from clipkit.regions.conventions import wrong_convention
 
 from ..region_source import HEAD, TOKENS, Asked, RegionSource
 from .base import Features
@@ -89,19 +90,25 @@ def open_regions(data: str, *, max_images: int = 0, seed: int = 0) -> RegionPool
     source = open_images(data, require=("fields",))
     found: dict[int, SampleRegions] = {}
     lost: Counter[str] = Counter()
+    given: list[Tensor] = []
     hint = None
     num_without = 0
     for number in range(len(source)):
         try:
-            regions = read_regions(source.read(number).fields)
+            fields = source.read(number).fields
         except SampleError:
             continue  # the engine would meet it again
+        regions = read_regions(fields)
+        given.append(given_boxes(fields))
         lost.update(regions.lost)
         hint = hint or regions.hint
         if regions.phrases:
             found[number] = regions
         else:
             num_without += 1
+    problem = wrong_convention(torch.cat(given), "xyxy") if given else None
+    if problem is not None:
+        raise ValueError(f"{data}: {problem}; write them as `clipkit regions convert` does")
     num_usable = sum(len(one.phrases) for one in found.values())
     if sum(lost.values()) > num_usable:
         raise ValueError(
