@@ -71,4 +71,8 @@ def no_box(image: Image.Image, phrases: Sequence[str]) -> Found:
     return [], [], []
 
 
+def fails(image: Image.Image, phrases: Sequence[str]) -> Found:
+    raise KeyError("boom\nline two")
+
+
 not_a_function = 7

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ import clipkit
 from clipkit.preprocess import eval_transform
 from clipkit.regions.heads import build_region_head
 from clipkit.regions.labelling.detectors import open_detector
+from clipkit.regions.labelling.identity import detector_id
 from clipkit.regions.labelling.transformers_detector import join_phrases, phrase_scores, tokens_of_spans
 from clipkit.windows import eval_window
 
@@ -82,6 +85,80 @@ def test_what_a_function_gives_is_checked(name: str, message: str) -> None:
 def test_a_function_that_is_not_there(name: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         open_detector(name, device=CPU)
+
+
+def test_a_module_that_fails_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_broken_finder.py").write_text("1 / 0\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="my_broken_finder:find cannot be imported: ZeroDivisionError"):
+        open_detector("my_broken_finder:find", device=CPU)
+
+
+@pytest.mark.parametrize("name", ["det", "det:", ":find", "no/such/folder", "my folder/model"])
+def test_a_name_of_another_form_is_told_the_forms(name: str) -> None:
+    with pytest.raises(
+        ValueError, match=r"^--detector must be module:function, the folder of a model, or a "
+    ):
+        open_detector(name, device=CPU)
+
+
+def test_a_repository_that_cannot_be_opened_is_told_the_forms(monkeypatch: pytest.MonkeyPatch) -> None:
+    transformers = pytest.importorskip("transformers")
+
+    def refuse(name: str) -> None:
+        raise OSError(f"{name} is not a local folder\nIf this is a private repository, ...")
+
+    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", refuse)
+    expected = (
+        r"^--detector runs/model cannot be opened .*module:function.*: runs/model is not a local folder$"
+    )
+    with pytest.raises(OSError, match=expected):
+        open_detector("runs/model", device=CPU)
+
+
+def test_the_id_of_a_function_is_of_its_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    module = tmp_path / "my_finder_with_an_id.py"
+    module.write_text("def find(image, phrases): ...\n")
+    first = detector_id("my_finder_with_an_id:find")
+    assert first == hashlib.sha256(b"def find(image, phrases): ...\n").hexdigest()
+    module.write_text("def find(image, phrases): return []\n")
+    assert detector_id("my_finder_with_an_id:find") not in (None, first)
+    assert detector_id("no_module_of_this_name:find") is None
+    assert detector_id("no_package_of_this_name.module:find") is None
+
+
+def test_the_id_of_a_model_is_of_its_towers_and_of_its_region_head(tmp_path: Path) -> None:
+    model = small_model()
+    ids = [_saved_id(tmp_path, model)]
+    for _ in range(2):  # the same towers, and each time a head of new weights
+        model.region_head = build_region_head("prompter", model)
+        ids.append(_saved_id(tmp_path, model))
+    with torch.no_grad():
+        model.logit_scale.add_(0.1)
+    ids.append(_saved_id(tmp_path, model))
+    assert len(set(ids)) == 4
+    assert _saved_id(tmp_path, model) == ids[-1]
+
+
+def _saved_id(tmp_path: Path, model: clipkit.DualEncoder) -> str | None:
+    model.save(tmp_path / "model")
+    return detector_id(str(tmp_path / "model"))
+
+
+def test_the_id_of_a_folder_of_transformers_is_of_its_files(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(b"1234")
+    (tmp_path / "folder").mkdir()
+    first = detector_id(str(tmp_path))
+    assert first == detector_id(str(tmp_path))
+    stat = (tmp_path / "model.safetensors").stat()
+    os.utime(tmp_path / "model.safetensors", ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+    second = detector_id(str(tmp_path))
+    (tmp_path / "model.safetensors").write_bytes(b"12345")
+    os.utime(tmp_path / "model.safetensors", ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert len({first, second, detector_id(str(tmp_path))}) == 3
+    assert detector_id("google/owlv2") is None
 
 
 @pytest.mark.parametrize("size", [(60, 30), (30, 60), (40, 40)])

@@ -47,6 +47,15 @@ def test_phrases_about_the_picture_and_of_stop_words_are_left_out(noun_phrases: 
     found = noun_phrases(["A black photo of a red car on the left side", "a picture frame in the background"])
     assert found.phrases == ("a red car", "a picture frame")
     assert found.left_out == {GENERIC: 3}
+    assert noun_phrases(["the front view of a mountain view", "the image. A nice picture"]).phrases == (
+        "a mountain view",
+    )
+    assert noun_phrases(["a car in a parking area, a bus in the city center"]).phrases == (
+        "a car",
+        "a parking area",
+        "a bus",
+        "the city center",
+    )
     found = noun_phrases(["dogs and the others"])
     assert found.phrases == ("dogs",)
     assert found.left_out == {STOP_WORDS_ONLY: 1}

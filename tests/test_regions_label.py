@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,21 @@ from PIL import Image
 from rank_pool import RankPool
 
 from clipkit.cli import main
-from clipkit.data.problems import MISSING_CAPTION, MISSING_IMAGE, UNREADABLE_JSON
+from clipkit.data.problems import MISSING_CAPTION, MISSING_IMAGE, TRUNCATED_TAR, UNREADABLE_JSON
 from clipkit.data.samples import SampleKeys
 from clipkit.data.sources import open_source
 from clipkit.images import CORRUPT_IMAGE
 from clipkit.regions import boxes
 from clipkit.regions.labelling.phrases import GENERIC
-from clipkit.regions.labelling.samples import LOW_SCORE, NO_PHRASE, NOTHING_FOUND, SAME_BOX
+from clipkit.regions.labelling.settings import (
+    ALMOST_SAME_BOX,
+    LOW_SCORE,
+    NO_PHRASE,
+    NOTHING_FOUND,
+    SAME_BOX,
+    LabelReport,
+    total,
+)
 
 pytest.importorskip("textblob", reason="textblob is not installed: pip install 'clipkit[regions]'")
 
@@ -175,6 +184,7 @@ def test_other_settings_are_refused(tmp_path: Path, capsys: pytest.CaptureFixtur
     run(capsys, shards, out)
     assert label(shards, out, "--confidence", "0.3") == 2
     assert "was begun with confidence 0.1, not 0.3" in capsys.readouterr().err
+    assert sorted(path.name for path in out.glob("*.tar")) == ["00000.tar", "00001.tar", "00002.tar"]
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "a").touch()
     assert label(shards, tmp_path / "other") == 1
@@ -219,6 +229,53 @@ def test_what_is_left_out_is_counted(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert [region["phrase"] for region in regions] == ["the red boxes"]  # of the longer phrase it is surer
 
 
+def test_the_last_line_says_what_was_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "shards").mkdir()
+    content = {**sample("a", "red", "blue"), "b.png": picture("red"), "c.png": picture("red")}
+    content |= {**sample("d", "red", caption="a photo of a red box"), "d.json": b"{", "e.txt": b"cut off"}
+    path = tmp_path / "shards" / "0.tar"
+    write_tar(path, content)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: whole.index(b"cut off")])
+    assert label(tmp_path / "shards", tmp_path / "out", "--confidence", "0.2") == 0
+    assert capsys.readouterr().out == (
+        f"{tmp_path}/out: 4 images (1 with regions), 1 regions, 0.2 an image, 3.0 words a phrase; "
+        "images without regions: 2 missing caption, 1 unreadable json; "
+        f"boxes left out: 1 box_below_the_confidence; problems of shards: 1 truncated tar; "
+        f"see {tmp_path}/out/report.html\n"
+    )
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["shard_problems"] == {TRUNCATED_TAR: 1}
+
+
+@pytest.mark.parametrize(
+    ("caption", "arguments", "reason"),
+    [
+        ("a red box", ["--confidence", "2"], "boxes left out: 1 box_below_the_confidence: .*--confidence$"),
+        ("a photo", [], "1 no phrase in the captions; phrases left out: 1 phrase_about_the_picture$"),
+        ("", ["--caption-keys", "text"], "1 missing caption: name another folder and --caption-keys"),
+        ("a green door", [], "in 1 images; images without regions: 1 no box found$"),
+    ],
+)
+def test_a_run_that_finds_nothing_says_why(
+    caption: str, arguments: list[str], reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "shards").mkdir()
+    write_tar(tmp_path / "shards" / "0.tar", sample("a", "red", caption=caption))
+    for _ in range(2):  # also when all shards are done already
+        assert label(tmp_path / "shards", tmp_path / "out", *arguments) == 2
+        error = capsys.readouterr().err
+        assert "no region was found in 1 images" in error
+        assert re.search(reason, error.strip())
+        assert error.count("\n") == 1
+    assert (tmp_path / "out" / "report.html").is_file()
+
+
+def test_reasons_are_summed_over_shards() -> None:
+    reports = [LabelReport(shard_problems={TRUNCATED_TAR: 1}, boxes_left_out={LOW_SCORE: 2})] * 2
+    found = total(reports)
+    assert (found.shard_problems, found.boxes_left_out) == ({TRUNCATED_TAR: 2}, {LOW_SCORE: 4})
+
+
 def test_unusable_boxes_are_counted() -> None:
     import torch
 
@@ -256,6 +313,34 @@ def test_unusable_boxes_are_counted() -> None:
     }
 
 
+def test_boxes_of_a_phrase_that_are_almost_the_same_are_merged() -> None:
+    import torch
+
+    from clipkit.regions.labelling.detectors import Detections
+    from clipkit.regions.labelling.samples import keep
+
+    # IoU with the first: 0.950002, 0.944, 0.961, 0.942; of the last two with each other: 0.98.
+    rows = torch.tensor(
+        [
+            [0.25, 0.25, 0.75, 0.75],
+            [0.25, 0.25, 0.725001, 0.75],
+            [0.25, 0.25, 0.722, 0.75],
+            [0.26, 0.25, 0.76, 0.75],
+            [0.265, 0.25, 0.765, 0.75],
+        ]
+    )
+    scores, index = torch.tensor([0.9, 0.95, 0.5, 0.8, 0.7]), torch.tensor([0, 0, 0, 1, 1])
+    left_out: dict[str, int] = {}
+    found = keep(Detections(rows[:3], scores[:3], index[:3]), "ab", 0.1, left_out)
+    assert [region["score"] for region in found] == [0.95]  # the third is within 0.95 of the second
+    some = [0, 2, 3]
+    found = keep(Detections(rows[some], scores[some], index[some]), "ab", 0.1, left_out)
+    assert [region["score"] for region in found] == [0.9, 0.8, 0.5]  # the second is of another phrase
+    found = keep(Detections(rows, scores, index), "ab", 0.1, left_out)
+    assert [(region["phrase"], region["score"]) for region in found] == [("a", 0.95), ("b", 0.8)]
+    assert left_out == {ALMOST_SAME_BOX: 2 + 3}
+
+
 def test_captions_of_a_json_field_and_a_limit_of_phrases(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -285,8 +370,59 @@ def test_a_detector_that_breaks_its_interface_stops_the_run(
     shards = write_shards(tmp_path / "shards")
     assert label(shards, tmp_path / "out", detector="in_pixels") == 2
     error = capsys.readouterr().err
-    assert "region_finder:in_pixels must return xyxy fractions of the picture" in error
+    assert "00000.tar, sample 00: region_finder:in_pixels must return xyxy fractions of the picture" in error
     assert len(error.splitlines()) == 1
+
+
+def test_a_detector_that_fails_is_named_and_another_begins_anew(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shards, out = write_shards(tmp_path / "shards"), tmp_path / "out"
+    assert label(shards, out, detector="fails") == 1
+    error = capsys.readouterr().err
+    assert "--detector region_finder:fails failed at 00000.tar, sample 00: KeyError: 'boom" in error
+    assert error.count("\n") == 1
+    assert [path.name for path in out.iterdir()] == ["label.json"]
+    run(capsys, shards, out)
+    assert json.loads((out / "label.json").read_text())["detector"] == "region_finder:by_colour"
+
+
+def test_a_folder_with_other_shards_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shards, out = write_shards(tmp_path / "shards"), tmp_path / "out"
+    run(capsys, shards, out)
+    for name in ("00001.tar", "00002.tar"):
+        (shards / name).unlink()
+    assert label(shards, out) == 2
+    error = capsys.readouterr().err
+    assert "holds 00001.tar and 1 more, not among the shards to label: remove it there, label it too" in error
+    for name in ("00001.tar", "00002.tar"):
+        (out / name).unlink()
+    assert run(capsys, shards, out)["num_images"] == 2
+    assert sorted(path.name for path in out.iterdir()) == [
+        "00000.tar",
+        "00000_stats.json",
+        "label.json",
+        "report.html",
+        "report.json",
+        "sizes.json",
+    ]
+
+
+def test_a_detector_that_has_changed_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shards, out = write_shards(tmp_path / "shards"), tmp_path / "out"
+    monkeypatch.chdir(tmp_path)
+    module = tmp_path / "my_changing_finder.py"
+    module.write_text("def find(image, phrases):\n    return [[0, 0, 0.5, 1]], [0.5], [0]\n")
+    command = ["regions", "label", str(shards), "--out", str(out), "--detector", "my_changing_finder:find"]
+    assert main(command) == 0
+    assert main(command) == 0
+    module.write_text(module.read_text().replace("0.5, 1", "0.9, 1"))
+    (out / "00002_stats.json").unlink()
+    capsys.readouterr()
+    assert main(command) == 2
+    assert "my_changing_finder:find has changed since" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

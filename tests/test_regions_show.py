@@ -14,8 +14,8 @@ from region_shards import draw, made_regions, random_model
 import clipkit
 from clipkit.cli import main
 from clipkit.regions.dense import dense_map
-from clipkit.regions.look import PhraseInPicture, draw_heat, look_for
-from clipkit.regions.show import LookedAt, write_shown
+from clipkit.regions.look import PhraseInPicture, draw_heat, hottest, look_for
+from clipkit.regions.show import LookedAt, check_out, write_shown
 from clipkit.windows import Window, eval_window
 
 PHRASES = ["red", "blue star"]
@@ -61,6 +61,17 @@ def test_heat_lies_where_the_tower_saw_it() -> None:
     assert (bordered[..., 0] - bordered[..., 2]).max() < 100  # the warm quarter lies below the picture
     flat = np.asarray(draw_heat(picture, torch.ones(4, 4), Window(0, 0, 1, 1))).astype(int)
     assert (flat[..., 0] == flat[..., 1]).all()
+
+
+def test_the_hottest_point_is_the_centre_of_a_token_in_the_picture() -> None:
+    heat = torch.zeros(2, 4)
+    heat[1, 3] = 0.5
+    point, value = hottest(heat, Window(0.25, 0, 0.75, 1))
+    assert point == pytest.approx((0.25 + 0.5 * 7 / 8, 0.75))
+    assert value == 0.5
+    tall = torch.zeros(4, 1)
+    tall[3] = 0.5
+    assert hottest(tall, Window(0, -0.5, 1, 1.5))[0] == (0.5, 1.0)  # its centre is below the picture, at 1.25
 
 
 def test_a_sheet_has_a_row_for_each_picture(tmp_path: Path) -> None:
@@ -125,20 +136,69 @@ def test_heat_alone_needs_no_head_that_grounds(
     assert "no region head" in error or "cannot ground" in error
     assert error.count("\n") == 1
     assert not (tmp_path / "out.png").exists()
-    assert main([*how, "--heat"]) == 0
+    assert main([*how, "--heat", "--json"]) == 0
+    (record,) = map(json.loads, capsys.readouterr().out.splitlines())
+    assert (record["box"], record["score"]) == (None, None)
+    one = look_for(
+        clipkit.load(tmp_path / "model").eval(), _wide(), ["red"], with_boxes=False, with_heat=True
+    )[0]
+    assert one.heat is not None
+    assert record["point_score"] == pytest.approx(float(one.heat.max()), abs=1e-5)
+    row, column = (one.heat == one.heat.max()).nonzero()[0].tolist()
+    rows, columns = one.heat.shape
+    # The centre crop shows the middle half of the width.
+    expected = [0.25 + (column + 0.5) / columns / 2, (row + 0.5) / rows]
+    assert record["point"] == pytest.approx(expected, abs=1e-6)
     with Image.open(tmp_path / "out.png") as sheet:
         assert sheet.size == (2 * 640 + 12, 320)
 
 
 @pytest.mark.parametrize(
     ("phrases", "out", "message"),
-    [(" , ", "a.png", "--phrases must name a phrase"), ("red", "a.jpg", "--out must end with .png or .html")],
+    [
+        (" , ", "a.png", "--phrases must name a phrase"),
+        ("red", "a.jpg", "--out must end with .png or .html"),
+        ("red", "folder.png", "--out must be a file, folder.png is a folder"),
+        ("red", "no/a.png", "--out no/a.png is in a folder that is not there: make no first"),
+    ],
 )
 def test_bad_requests_are_refused_before_the_model_is_loaded(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], phrases: str, out: str, message: str
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    phrases: str,
+    out: str,
+    message: str,
 ) -> None:
-    assert main(["regions", "show", "x.png", "--model", "x", "--phrases", phrases, "--out", out]) == 2
-    assert message in capsys.readouterr().err
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder.png").mkdir()
+    assert main(["regions", "show", "x.png", "--model", "x", "--phrases", phrases, "--out", out]) in (1, 2)
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["folder.png"]
+
+
+@pytest.mark.parametrize(("name", "start"), [("OUT.PNG", b"\x89PNG"), ("out.Html", b"<!doctype html>")])
+def test_suffixes_count_in_any_case(name: str, start: bytes, tmp_path: Path) -> None:
+    found = (PhraseInPicture(phrase="sky", box=(0.5, 0.0, 1.0, 0.5), score=0.25, heat=None),)
+    check_out(tmp_path / name)
+    looked_at = LookedAt(path="a", picture=_wide(), window=Window(0, 0, 1, 1), found=found)
+    write_shown(tmp_path / name, [looked_at])
+    assert (tmp_path / name).read_bytes().startswith(start)
+
+
+def test_a_sheet_that_cannot_be_written_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def disk_is_full(source: Path, target: Path) -> None:
+        raise OSError("no space")
+
+    monkeypatch.setattr("os.replace", disk_is_full)
+    looked_at = LookedAt(path="a", picture=_wide(), window=Window(0, 0, 1, 1), found=())
+    with pytest.raises(OSError, match="no space"):
+        write_shown(tmp_path / "out.png", [looked_at])
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_is_shown_of_a_picture_is_the_window_of_the_transform() -> None:

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
+
+if TYPE_CHECKING:
+    from clipkit.dual_encoder import DualEncoder
+    from clipkit.regions.show import LookedAt
 
 
 def show(
@@ -32,48 +37,72 @@ def show(
         out: an image (.png), or a page (.html).
         heat: show also how well each place fits each phrase, by the tower's own tokens; for this, the model
             needs no region head that grounds.
-        as_json: print JSON lines, with boxes as fractions of the picture.
+        as_json: print JSON lines, with boxes as fractions of the picture; with --heat also the point that
+            fits the phrase best, and its cosine.
     """
     import clipkit
     from clipkit.data.image_files import find_images
+    from clipkit.regions.show import check_out, write_shown
+
+    wanted = [phrase.strip() for phrase in phrases.split(",") if phrase.strip()]
+    if not wanted:
+        raise ValueError("--phrases must name a phrase or several between commas, got none")
+    check_out(out)
+    paths = find_images(images)
+    looked_at = []
+    for one in _look(clipkit.load(model).eval(), paths, wanted, with_heat=heat):
+        for line in _json_lines(one) if as_json else _text_lines(one):
+            print(line)
+        looked_at.append(one)
+    if not looked_at:
+        raise ValueError(f"none of {len(paths)} pictures can be read")
+    write_shown(out, looked_at)
+    print(f"{len(looked_at)} pictures in {out}", file=sys.stderr)
+    return 1 if len(looked_at) < len(paths) else 0
+
+
+def _look(
+    model: DualEncoder, paths: Sequence[Path], phrases: Sequence[str], *, with_heat: bool
+) -> Iterator[LookedAt]:
+    """Each picture as it is looked at; those that cannot be read are named on stderr."""
     from clipkit.data.problems import SampleError
     from clipkit.data.tables import read_file
     from clipkit.images import ImageError, decode_image
     from clipkit.regions.answers import why_not_ground
     from clipkit.regions.look import look_for
-    from clipkit.regions.show import SUFFIXES, LookedAt, write_shown
+    from clipkit.regions.show import LookedAt
     from clipkit.windows import eval_window
 
-    wanted = [phrase.strip() for phrase in phrases.split(",") if phrase.strip()]
-    if not wanted:
-        raise ValueError("--phrases must name a phrase or several between commas, got none")
-    if out.suffix not in SUFFIXES:
-        raise ValueError(f"--out must end with {' or '.join(SUFFIXES)}, got {out}")
-    paths = find_images(images)
-    loaded = clipkit.load(model).eval()
-    with_boxes = not heat or why_not_ground(loaded) is None
-    looked_at, num_unreadable = [], 0
+    with_boxes = not with_heat or why_not_ground(model) is None
     for path in paths:
         try:
             picture = decode_image(read_file(path))
         except (SampleError, ImageError) as error:
             print(f"not read: {path}: {error.reason}", file=sys.stderr)
-            num_unreadable += 1
             continue
-        found = look_for(loaded, picture, wanted, with_boxes=with_boxes, with_heat=heat)
-        window = eval_window(loaded.preprocess_config, (picture.height, picture.width))
-        looked_at.append(LookedAt(path=str(path), picture=picture, window=window, found=tuple(found)))
-        for one in found:
-            if as_json:
-                print(
-                    json.dumps({"path": str(path), "phrase": one.phrase, "box": one.box, "score": one.score})
-                )
-            elif one.box is not None:
-                sides = (picture.width, picture.height) * 2
-                box = ", ".join(f"{edge * side:.0f}" for edge, side in zip(one.box, sides, strict=True))
-                print(f"{path}  [{box}]  {one.score:.3f}  {one.phrase}")
-    if not looked_at:
-        raise ValueError(f"none of {len(paths)} pictures can be read")
-    write_shown(out, looked_at)
-    print(f"{len(looked_at)} pictures in {out}", file=sys.stderr)
-    return 1 if num_unreadable else 0
+        found = look_for(model, picture, phrases, with_boxes=with_boxes, with_heat=with_heat)
+        window = eval_window(model.preprocess_config, (picture.height, picture.width))
+        yield LookedAt(path=str(path), picture=picture, window=window, found=tuple(found))
+
+
+def _json_lines(looked_at: LookedAt) -> Iterator[str]:
+    from clipkit.regions.look import hottest
+
+    for one in looked_at.found:
+        record: dict[str, Any] = {
+            "path": looked_at.path,
+            "phrase": one.phrase,
+            "box": one.box,
+            "score": one.score,
+        }
+        if one.heat is not None:
+            record["point"], record["point_score"] = hottest(one.heat, looked_at.window)
+        yield json.dumps(record)
+
+
+def _text_lines(looked_at: LookedAt) -> Iterator[str]:
+    sides = looked_at.picture.size * 2
+    for one in looked_at.found:
+        if one.box is not None:
+            box = ", ".join(f"{edge * side:.0f}" for edge, side in zip(one.box, sides, strict=True))
+            yield f"{looked_at.path}  [{box}]  {one.score:.3f}  {one.phrase}"

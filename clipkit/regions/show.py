@@ -46,6 +46,21 @@ class LookedAt:
         return drawn
 
 
+def check_out(path: Path) -> None:
+    """Refuse, before the work, a path that `write_shown` cannot write.
+
+    Raises:
+        OSError: it is a folder, or its folder is not there.
+        ValueError: it ends otherwise.
+    """
+    if path.suffix.lower() not in SUFFIXES:
+        raise ValueError(f"--out must end with {' or '.join(SUFFIXES)}, got {path}")
+    if path.is_dir():
+        raise IsADirectoryError(f"--out must be a file, {path} is a folder: name a file in it")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"--out {path} is in a folder that is not there: make {path.parent} first")
+
+
 def label(one: PhraseInPicture) -> str:
     """`red star 0.31`."""
     return one.phrase if one.score is None else f"{one.phrase} {one.score:.2f}"
@@ -55,18 +70,21 @@ def write_shown(path: Path, looked_at: Sequence[LookedAt]) -> None:
     """Write a page, or an image with a row for each picture: its boxes, then its maps.
 
     Args:
-        path: ends with one of `SUFFIXES`.
+        path: that `check_out` takes.
         looked_at: one picture or more.
 
     Raises:
         OSError: it cannot be written; what was there is as it was.
     """
-    if path.suffix == ".html":
+    if path.suffix.lower() == ".html":
         _page(looked_at).write(path)
         return
     temporary = path.with_name(f".{path.name}.tmp")
-    sheet([[one.with_boxes(), *one.heats()] for one in looked_at]).save(temporary, format="PNG")
-    os.replace(temporary, path)
+    try:
+        sheet([[one.with_boxes(), *one.heats()] for one in looked_at]).save(temporary, format="PNG")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _page(looked_at: Sequence[LookedAt]) -> Page:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from PIL import Image
@@ -17,7 +17,17 @@ from torch import Tensor
 
 from clipkit.regions.boxes import clean
 
+DetectorKind = Literal["function", "model directory", "transformers folder", "hub repository"]
+
+FORMS = "module:function, the folder of a model, or a repository OWNER/NAME on the hub"
+"""What `--detector` takes."""
+
 _CALLABLE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+class DetectionsError(ValueError):
+    """A detector gave something else than its interface has."""
 
 
 @dataclass(frozen=True)
@@ -52,23 +62,42 @@ def open_detector(name: str, *, device: torch.device, image_size: int | None = N
         OSError: transformers is not installed, or there is no such model.
         ValueError: nothing of these, or a model that finds no phrases.
     """
-    is_folder = Path(name).expanduser().is_dir()
-    if not is_folder and _CALLABLE.fullmatch(name):
+    kind = detector_kind(name)
+    if kind == "function":
         _refuse_size(image_size, name)
         return CallableDetector(name)
-    if is_folder and (Path(name).expanduser() / "open_clip_config.json").is_file():
+    place = str(Path(name).expanduser())
+    if kind == "model directory":
         from clipkit.regions.labelling.own_head import RegionHeadDetector
 
         _refuse_size(image_size, name)
-        return RegionHeadDetector(str(Path(name).expanduser()), device)
-    if is_folder and not (Path(name).expanduser() / "config.json").is_file():
+        return RegionHeadDetector(place, device)
+    from clipkit.regions.labelling.transformers_detector import TransformersDetector
+
+    return TransformersDetector(place, device, image_size)
+
+
+def detector_kind(name: str) -> DetectorKind:
+    """Which of the forms of `--detector` a name has; a folder comes before a name.
+
+    Raises:
+        ValueError: none, or a folder without a model.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if (folder / "open_clip_config.json").is_file():
+            return "model directory"
+        if (folder / "config.json").is_file():
+            return "transformers folder"
         raise ValueError(
             f"--detector {name} is neither a model directory, with open_clip_config.json, "
             "nor a model of transformers, with config.json"
         )
-    from clipkit.regions.labelling.transformers_detector import TransformersDetector
-
-    return TransformersDetector(name, device, image_size)
+    if _CALLABLE.fullmatch(name):
+        return "function"
+    if _REPOSITORY.fullmatch(name):
+        return "hub repository"
+    raise ValueError(f"--detector must be {FORMS}, got {name}")
 
 
 def _refuse_size(image_size: int | None, name: str) -> None:
@@ -96,7 +125,7 @@ class CallableDetector:
         """See `Detector`.
 
         Raises:
-            ValueError: the function gave something else than it should.
+            DetectionsError: the function gave something else than it should.
         """
         result = self._function(image, list(phrases))
         try:
@@ -107,37 +136,46 @@ class CallableDetector:
                 torch.as_tensor(phrase_index, dtype=torch.int64).cpu(),
             )
         except (TypeError, ValueError, RuntimeError) as error:
-            raise ValueError(
+            raise DetectionsError(
                 f"{self._name} must return boxes (K, 4), scores (K,) and phrase_index (K,): {error}"
             ) from None
         num_boxes, index = len(found.boxes), found.phrase_index
         if found.scores.shape != (num_boxes,) or index.shape != (num_boxes,):
-            raise ValueError(
+            raise DetectionsError(
                 f"{self._name} must return as many scores and phrase numbers as boxes, got "
                 f"{list(found.scores.shape)} and {list(index.shape)} for {num_boxes} boxes"
             )
         if num_boxes and not (int(index.min()) >= 0 and int(index.max()) < len(phrases)):
-            raise ValueError(
+            raise DetectionsError(
                 f"{self._name} must return numbers of the {len(phrases)} phrases, got "
                 f"{int(index.min())} to {int(index.max())}"
             )
         try:
             clean(found.boxes)
         except ValueError as error:
-            raise ValueError(f"{self._name} must return xyxy fractions of the picture: {error}") from None
+            raise DetectionsError(
+                f"{self._name} must return xyxy fractions of the picture: {error}"
+            ) from None
         return found
+
+
+def see_current_folder() -> None:
+    """Let modules of the current folder be imported, as `python -m` does."""
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
 
 
 def _import(name: str) -> Callable[[Image.Image, list[str]], Any]:
     module_name, _, attribute = name.partition(":")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())  # as `python -m` does
+    see_current_folder()
     try:
         found: Any = importlib.import_module(module_name)
         for part in attribute.split("."):
             found = getattr(found, part)
     except (ModuleNotFoundError, AttributeError) as error:
         raise ValueError(f"--detector {name} cannot be imported: {error}") from None
+    except Exception as error:  # the module is anybody's
+        raise ValueError(f"--detector {name} cannot be imported: {type(error).__name__}: {error}") from error
     if not callable(found):
         raise ValueError(f"--detector {name} must be a function, got a {type(found).__name__}")
     return found  # type: ignore[no-any-return]

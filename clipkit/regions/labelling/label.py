@@ -1,7 +1,7 @@
 """Shards with captions -> the same shards with regions (`clipkit regions label`).
 
 ```
-OUT/label.json          the settings; a run with others is refused
+OUT/label.json          the settings and the id of the detector; a run with others is refused
 OUT/00000.tar ...       every sample of the shard of this name, its json with regions of box, phrase, score
 OUT/00000_stats.json    counts of a shard; it and the tar are there when the shard is done
 OUT/sizes.json, report.json, report.html     when all shards are done
@@ -14,8 +14,9 @@ open-vocabulary detector; a box above the confidence keeps the phrase that fits 
 from __future__ import annotations
 
 import json
+import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -30,17 +31,21 @@ from clipkit.data.shard_writer import Sample, write_sizes, write_tar
 from clipkit.data.tarindex import TarIndex, load_indexes
 from clipkit.distributed import all_gather_objects, barrier, rank, world_size
 from clipkit.json_files import read_json, write_json
+from clipkit.regions.labelling.identity import detector_id
 from clipkit.regions.labelling.page import write_page
 from clipkit.regions.labelling.samples import Labeller
 from clipkit.regions.labelling.settings import LabelReport, LabelSettings, total
+from clipkit.scratch import scratch_folder
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Raised whenever the same settings would give other labels."""
 
 SETTINGS_NAME = "label.json"
 REPORT_NAME = "report.json"
 PAGE_NAME = "report.html"
 
+_DETECTOR_ID = "detector_id"
+_STATS_END = "_stats.json"
 _SECONDS_BETWEEN_LOOKS = 0.5
 
 
@@ -54,7 +59,8 @@ def label(
 
     Args:
         shards: tar shards: a folder, a brace range, several joined by `::`.
-        out: a folder that does not exist yet, is empty, or holds an unfinished run with these settings.
+        out: a folder that does not exist yet, is empty, or holds a run with these settings and shards, which
+            is gone on with, or one of which no shard is done, which is begun anew.
         settings: the detector, and what is kept.
         device: where the detector runs.
         show: whether the first rank shows its progress.
@@ -65,18 +71,20 @@ def label(
 
     Raises:
         OSError: a package, a model or a file is missing.
-        ValueError: no shards, two of one name, other settings than those of `out`, or a detector that breaks
-            its interface.
+        RuntimeError: the detector failed; it says in which sample.
+        ValueError: no shards, two of one name, other settings than those of `out` or shards that are not
+            among the given, a detector that breaks its interface, or no region in any image.
     """
     paths = _shard_paths(shards, out)
+    described = _described(settings)
     if rank() == 0:
-        _check_settings(out, settings)
+        _check_folder(out, described, paths)
     left = all_gather_objects([path for path in paths if _done(out, path) is None])[0]
     # Before the settings are written, so that a detector that is not there leaves no folder of its name.
     labeller = Labeller(settings, device) if left else None
-    if rank() == 0:
+    if rank() == 0 and left:
         out.mkdir(parents=True, exist_ok=True)
-        write_json(out / SETTINGS_NAME, _described(settings))
+        write_json(out / SETTINGS_NAME, described)
     barrier()
     own = LabelReport()
     if labeller is not None:
@@ -86,11 +94,18 @@ def label(
     pending = left
     while pending := [path for path in pending if _done(out, path) is None]:
         time.sleep(_SECONDS_BETWEEN_LOOKS)  # for other ranks; one that fails ends this one too
+    return _finish(out, paths, settings), len(left)
+
+
+def _finish(out: Path, paths: Sequence[Path], settings: LabelSettings) -> LabelReport:
+    """Write what is said of all shards, and their sum."""
     found = total(_finished(out, path) for path in paths)
     write_sizes(out, {path.name: _finished(out, path).num_images for path in paths})
     write_page(out / PAGE_NAME, [out / path.name for path in paths], settings, found)
     write_json(out / REPORT_NAME, found.to_json())
-    return found, len(left)
+    if not found.num_regions:
+        raise ValueError(f"{out}: {found.why_no_region()}")
+    return found
 
 
 def _label_shards(paths: Sequence[Path], out: Path, labeller: Labeller, *, show: bool) -> LabelReport:
@@ -118,28 +133,46 @@ def _shard_paths(shards: str | Path, out: Path) -> tuple[Path, ...]:
 
 
 def _described(settings: LabelSettings) -> dict[str, Any]:
-    """The settings as they come back from a JSON file."""
+    """What the labels follow from, as it comes back from a JSON file."""
     described: dict[str, Any] = json.loads(json.dumps({"format_version": FORMAT_VERSION, **asdict(settings)}))
-    return described
+    return {**described, _DETECTOR_ID: detector_id(settings.detector)}
 
 
-def _check_settings(out: Path, settings: LabelSettings) -> None:
-    """Refuse a folder that was begun with other settings, or that holds something else."""
-    path = out / SETTINGS_NAME
-    if path.is_file():
-        known = read_json(path)
-        for name, value in _described(settings).items():
-            if known.get(name) != value:
-                raise ValueError(
-                    f"{out} was begun with {name} {known.get(name)}, not {value}: "
-                    "name another folder or remove it"
-                )
-    elif out.exists() and any(out.iterdir()):
-        raise FileExistsError(f"{out} already holds something else; name a new folder or remove it")
+def _check_folder(out: Path, described: Mapping[str, Any], paths: Sequence[Path]) -> None:
+    """Refuse a folder with a shard of other settings or of other input, or that holds something else."""
+    if not (out / SETTINGS_NAME).is_file():
+        if out.exists() and any(out.iterdir()):
+            raise FileExistsError(f"{out} already holds something else; name a new folder or remove it")
+        return
+    names = {path.name for path in paths}
+    strangers = sorted(path.name for path in out.glob("*.tar") if path.name not in names)
+    if strangers:
+        more = f" and {len(strangers) - 1} more" if strangers[1:] else ""
+        raise ValueError(
+            f"{out} holds {strangers[0]}{more}, not among the shards to label: "
+            "remove it there, label it too or name another folder"
+        )
+    for stats in out.glob(f"*{_STATS_END}"):
+        if not (out / f"{stats.name.removesuffix(_STATS_END)}.tar").is_file():
+            stats.unlink()  # its shard was removed
+    if any(out.glob(f"*{_STATS_END}")):
+        _check_settings(out, described)
+
+
+def _check_settings(out: Path, described: Mapping[str, Any]) -> None:
+    known = read_json(out / SETTINGS_NAME)
+    cure = "name another folder or remove it"
+    for name, value in described.items():
+        if name != _DETECTOR_ID and known.get(name) != value:
+            raise ValueError(f"{out} was begun with {name} {known.get(name)}, not {value}: {cure}")
+    # Without an id now it is of the hub, or is not there and fails when it is opened.
+    if described[_DETECTOR_ID] not in (None, known.get(_DETECTOR_ID)):
+        detector = described["detector"]
+        raise ValueError(f"{detector} has changed since {out} was begun with it: {cure}, lest labels mix")
 
 
 def _stats_path(out: Path, path: Path) -> Path:
-    return out / f"{path.stem}_stats.json"
+    return out / f"{path.stem}{_STATS_END}"
 
 
 def _done(out: Path, path: Path) -> LabelReport | None:
@@ -159,16 +192,18 @@ def _finished(out: Path, path: Path) -> LabelReport:
 
 
 def _label_shard(path: Path, index: TarIndex, out: Path, labeller: Labeller, meter: Meter) -> LabelReport:
-    report = LabelReport()
+    report = LabelReport(shard_problems=dict(index.problems.counts))
     stats = _stats_path(out, path)
     stats.unlink(missing_ok=True)
 
     def labelled() -> Iterator[Sample]:
         for key, members in _samples(path, index):
-            yield labeller.label(key, members, report)
+            yield labeller.label(key, members, report, where=f"{path.name}, sample {key}")
             meter.advance(note=f"{report.num_regions:,} regions in {path.name}")
 
-    write_tar(out / path.name, labelled())
+    with scratch_folder(out / path.name) as scratch:  # a detector that fails leaves nothing
+        write_tar(scratch / path.name, labelled())
+        os.replace(scratch / path.name, out / path.name)
     source = {"bytes": index.size_bytes, "mtime_ns": index.mtime_ns}
     write_json(stats, {"source": source, **vars(report)})
     return report

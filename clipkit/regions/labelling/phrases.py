@@ -1,8 +1,8 @@
 """Candidate phrases for regions: the noun phrases of captions (VESL, arXiv:2410.02746, section 4).
 
 Words are tagged with their part of speech, and chunks of the grammar `NP: {<DT>?<JJ.*>*<NN.*>+}` are lower
-cased. Left out are phrases about the picture instead of what is in it ("a photo", "the background"), and
-phrases of stop words alone.
+cased. Left out are phrases about the picture instead of what is in it, with no other noun than generic ones
+("a photo", "the front view", but not "a mountain view"), and phrases of stop words alone.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _STOP_WORDS = """
 """
 
 GENERIC_WORDS = frozenset(_GENERIC.split())
-"""A phrase whose last word is one of these is about the picture, a place in it, or a number."""
+"""A phrase without another noun than these is about the picture, a place in it, or a number."""
 
 STOP_WORDS = frozenset(_STOP_WORDS.split())
 """Words of English without content."""
@@ -79,7 +79,9 @@ class NounPhrases:
 
     def __call__(self, captions: Sequence[str], limit: int = 20) -> Phrases:
         """The first `limit` different phrases of the captions of an image."""
-        reasons = {phrase: _why_not(phrase) for caption in captions for phrase in self.chunks(caption)}
+        reasons = {
+            _text(chunk): _why_not(chunk) for caption in captions for chunk in self._tagged_chunks(caption)
+        }
         candidates = tuple(phrase for phrase, reason in reasons.items() if reason is None)
         left_out = Counter(reason for reason in reasons.values() if reason is not None)
         if len(candidates) > limit:
@@ -88,6 +90,9 @@ class NounPhrases:
 
     def chunks(self, caption: str) -> list[str]:
         """All noun phrases of a caption, lower case."""
+        return [_text(chunk) for chunk in self._tagged_chunks(caption)]
+
+    def _tagged_chunks(self, caption: str) -> list[Tagged]:
         found = []
         for sentence in _SENTENCE_END.split(caption):
             words = self._words(sentence)
@@ -95,16 +100,20 @@ class NounPhrases:
                 continue
             tree = self._chunks.parse(self._tag(words))
             for chunk in tree.subtrees(lambda part: part.label() == "NP"):
-                found.append(" ".join(word for word, _ in chunk.leaves()).lower())
+                found.append([(word.lower(), tag) for word, tag in chunk.leaves()])
         return found
 
 
-def _why_not(phrase: str) -> str | None:
+def _text(chunk: Tagged) -> str:
+    return " ".join(word for word, _ in chunk)
+
+
+def _why_not(chunk: Tagged) -> str | None:
     """Why a phrase is no candidate, None for one that is."""
-    words = phrase.split()
-    if all(word in STOP_WORDS for word in words):
+    if all(word in STOP_WORDS for word, _ in chunk):
         return STOP_WORDS_ONLY
-    return GENERIC if words[-1] in GENERIC_WORDS else None
+    nouns = {word for word, tag in chunk if tag.startswith("NN")}
+    return GENERIC if nouns <= GENERIC_WORDS | STOP_WORDS else None
 
 
 def _textblob() -> Tagger:

@@ -8,21 +8,27 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from PIL import Image
 
 from clipkit.data.problems import MISSING_CAPTION, MISSING_IMAGE, SampleError
 from clipkit.data.samples import SampleKeys, parse_members
 from clipkit.data.shard_writer import Sample
 from clipkit.images import ImageError, decode_image
 from clipkit.regions import boxes
-from clipkit.regions.labelling.detectors import Detections, Detector, open_detector
+from clipkit.regions.labelling.detectors import Detections, DetectionsError, Detector, open_detector
 from clipkit.regions.labelling.phrases import NounPhrases
-from clipkit.regions.labelling.settings import LabelReport, LabelSettings
+from clipkit.regions.labelling.settings import (
+    ALMOST_SAME_BOX,
+    LOW_SCORE,
+    NO_PHRASE,
+    NOTHING_FOUND,
+    SAME_BOX,
+    LabelReport,
+    LabelSettings,
+)
 
-NO_PHRASE = "no phrase in the captions"
-NOTHING_FOUND = "no box found"
-LOW_SCORE = "box_below_the_confidence"
-SAME_BOX = "box_with_a_phrase_that_fits_less"
-
+MIN_IOU_ALMOST_SAME = 0.95
+"""From here on two boxes of one phrase are one."""
 _ROUND = 6
 """Decimals of the edges; boxes that agree in all are one."""
 
@@ -39,7 +45,7 @@ class Labeller:
             settings.detector, device=device, image_size=settings.detector_size
         )
 
-    def label(self, key: str, members: Mapping[str, bytes], report: LabelReport) -> Sample:
+    def label(self, key: str, members: Mapping[str, bytes], report: LabelReport, *, where: str) -> Sample:
         """The sample with `regions` in its json, in place of those that were there.
 
         A sample that cannot be read stays as it is, for whoever reads it to report.
@@ -48,12 +54,17 @@ class Labeller:
             key: of the sample.
             members: contents by extension.
             report: counts this sample.
+            where: it is, for messages: `00000.tar, sample KEY`.
+
+        Raises:
+            RuntimeError: the detector failed.
+            DetectionsError: it broke its interface.
         """
         report.num_images += 1
         sample: Sample = {"__key__": key, **members}
         try:
             captions, fields = self._read_texts(members)
-            regions = self._regions(members, captions, report)
+            regions = self._regions(members, captions, report, where)
         except (SampleError, ImageError) as error:
             _count(report.images_without_regions, {error.reason: 1})
             return sample
@@ -68,7 +79,7 @@ class Labeller:
         return parse_members(texts, self._keys)
 
     def _regions(
-        self, members: Mapping[str, bytes], captions: Sequence[str], report: LabelReport
+        self, members: Mapping[str, bytes], captions: Sequence[str], report: LabelReport, where: str
     ) -> list[dict[str, Any]]:
         found = self._noun_phrases(captions, self._settings.max_phrases)
         report.num_phrases += len(found.phrases)
@@ -80,11 +91,23 @@ class Labeller:
         if not found.phrases:
             _count(report.images_without_regions, {NO_PHRASE if captions else MISSING_CAPTION: 1})
             return []
-        detections = self._detector(image, found.phrases)
+        detections = self._detect(image, found.phrases, where)
         regions = keep(detections, found.phrases, self._settings.confidence, report.boxes_left_out)
         if not regions:
             _count(report.images_without_regions, {NOTHING_FOUND: 1})
         return regions
+
+    def _detect(self, image: Image.Image, phrases: Sequence[str], where: str) -> Detections:
+        try:
+            return self._detector(image, phrases)
+        except DetectionsError as error:
+            raise DetectionsError(f"{where}: {error}") from error
+        except Exception as error:  # a detector is anybody's code
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise RuntimeError(
+                f"--detector {self._settings.detector} failed at {where}: {reason} "
+                "(CLIPKIT_DEBUG=1 shows where in it)"
+            ) from error
 
 
 def keep(
@@ -93,7 +116,7 @@ def keep(
     """The regions among the boxes of a picture, as JSON data, the surest first.
 
     A box needs a score above the confidence and to be usable (`boxes.usable`); of boxes that are the same,
-    the phrase with the highest score stays.
+    the phrase with the highest score stays, and of boxes of one phrase that are almost the same, the surest.
 
     Args:
         detections: of the picture.
@@ -107,12 +130,23 @@ def keep(
     _count(left_out, cleaned.problems)
     scores, index = detections.scores[is_sure][cleaned.kept], detections.phrase_index[is_sure][cleaned.kept]
     regions: dict[tuple[float, ...], dict[str, Any]] = {}
+    of_phrase: dict[str, list[list[float]]] = {}
     for row in scores.argsort(descending=True, stable=True).tolist():
-        box = tuple(round(edge, _ROUND) for edge in cleaned.boxes[row].tolist())
-        region = {"box": list(box), "phrase": phrases[int(index[row])], "score": round(float(scores[row]), 4)}
-        regions.setdefault(box, region)
-    _count(left_out, {SAME_BOX: len(scores) - len(regions)})
+        box = [round(edge, _ROUND) for edge in cleaned.boxes[row].tolist()]
+        phrase = phrases[int(index[row])]
+        if tuple(box) in regions:
+            _count(left_out, {SAME_BOX: 1})
+        elif _is_almost_in(box, of_phrase.setdefault(phrase, [])):
+            _count(left_out, {ALMOST_SAME_BOX: 1})
+        else:
+            of_phrase[phrase].append(box)
+            regions[tuple(box)] = {"box": box, "phrase": phrase, "score": round(float(scores[row]), 4)}
     return list(regions.values())
+
+
+def _is_almost_in(box: list[float], others: list[list[float]]) -> bool:
+    iou = boxes.pairwise_iou(torch.tensor([box]), torch.tensor(others).reshape(-1, 4))
+    return bool((iou >= MIN_IOU_ALMOST_SAME).any())
 
 
 def _count(counts: dict[str, int], more: Mapping[str, int]) -> None:

@@ -8,6 +8,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+NO_PHRASE = "no phrase in the captions"
+NOTHING_FOUND = "no box found"
+LOW_SCORE = "box_below_the_confidence"
+SAME_BOX = "box_with_a_phrase_that_fits_less"
+ALMOST_SAME_BOX = "box_almost_the_same_as_a_surer_one"
+
 
 @dataclass(frozen=True, kw_only=True)
 class LabelSettings:
@@ -57,6 +63,8 @@ class LabelReport:
     """By reason."""
     boxes_left_out: dict[str, int] = field(default_factory=dict)
     """By reason."""
+    shard_problems: dict[str, int] = field(default_factory=dict)
+    """By reason, such as a tar that is truncated: its last samples are lost."""
 
     @property
     def regions_per_image(self) -> float:
@@ -75,11 +83,35 @@ class LabelReport:
 
     def to_text(self) -> str:
         """One line."""
-        return (
+        counts = (
             f"{self.num_images:,} images ({self.num_images_with_regions:,} with regions), "
             f"{self.num_regions:,} regions, {self.regions_per_image:.1f} an image, "
             f"{self.words_per_phrase:.1f} words a phrase"
         )
+        return "; ".join([counts, *self._left_out()])
+
+    def why_no_region(self) -> str:
+        """One line on a run that found nothing: the reasons, and what helps against the most frequent."""
+        from clipkit.data.problems import MISSING_CAPTION  # imports torch
+
+        reasons = "; ".join([f"no region was found in {self.num_images:,} images", *self._left_out()])
+        most = max(self.images_without_regions.items(), key=lambda item: item[1], default=("", 0))[0]
+        if most == NOTHING_FOUND and LOW_SCORE in self.boxes_left_out:
+            return f"{reasons}: name another folder and a lower --confidence"
+        if most == MISSING_CAPTION:
+            return f"{reasons}: name another folder and --caption-keys that hold captions"
+        return reasons
+
+    def _left_out(self) -> list[str]:
+        from clipkit.data.problems import describe_counts  # imports torch
+
+        parts = {
+            "images without regions": self.images_without_regions,
+            "phrases left out": self.phrases_left_out,
+            "boxes left out": self.boxes_left_out,
+            "problems of shards": self.shard_problems,
+        }
+        return [f"{title}: {describe_counts(counts)}" for title, counts in parts.items() if counts]
 
 
 def total(reports: Iterable[LabelReport]) -> LabelReport:

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from clipkit.regions import boxes
-from clipkit.regions.labelling.detectors import Detections
+from clipkit.regions.labelling.detectors import FORMS, Detections
 
 _OWL = ("owlv2", "owlvit")
 _GROUNDING_DINO = ("grounding-dino", "mm-grounding-dino")
@@ -36,7 +36,13 @@ class TransformersDetector:
             from transformers import AutoConfig, AutoModelForZeroShotObjectDetection, AutoProcessor
         except ImportError as error:
             raise OSError(f"--detector {name} needs transformers: pip install 'clipkit[hf]'") from error
-        kind = AutoConfig.from_pretrained(name).model_type
+        try:
+            kind = AutoConfig.from_pretrained(name).model_type
+        except (OSError, ValueError) as error:
+            reason, *_ = str(error).split("\n")  # the rest is advice on other libraries' options
+            raise OSError(
+                f"--detector {name} cannot be opened by transformers, expected {FORMS}: {reason}"
+            ) from error
         if kind not in (*_OWL, *_GROUNDING_DINO):
             raise ValueError(
                 f"--detector {name} is a model of type {kind!r}, expected one of "
