@@ -156,6 +156,7 @@ def test_evaluation_transforms_show_what_the_box_says(resize_mode, size):
         _assert_red_where_said(result, eval_window(config, tuple(pixels.shape[-2:])).apply(box))
 
 
+@pytest.mark.parametrize("size", [(64, 64), (48, 96)])
 @pytest.mark.parametrize(
     ("resize_mode", "augment"),
     [
@@ -165,8 +166,8 @@ def test_evaluation_transforms_show_what_the_box_says(resize_mode, size):
         ("squash", AugmentConfig(random_crop=False, horizontal_flip=0.5)),
     ],
 )
-def test_training_transforms_show_what_the_box_says(resize_mode, augment):
-    transform = TrainTransform(PreprocessConfig(size=(64, 64), resize_mode=resize_mode), augment)
+def test_training_transforms_show_what_the_box_says(resize_mode, augment, size):
+    transform = TrainTransform(PreprocessConfig(size=size, resize_mode=resize_mode), augment)
     generator = torch.Generator().manual_seed(2)
     torch.manual_seed(3)
     mirrored = 0
