@@ -207,13 +207,16 @@ class _Sparse(Source):
         return str(index)
 
 
-def test_rare_regions_are_found_by_a_longer_look() -> None:
-    check_regions([_Sparse(4_000, 201)])
+def test_rare_regions_are_found_by_a_longer_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("clipkit.training.data.regions._NUM_LOOKED_AT_IF_RARE", 1_000)
+    rare = _Sparse(1_000, 150)
+    check_regions([rare])
+    assert rare.num_read == 200 + 1_000
     often = _Sparse(100_000, 2)
     check_regions([often])
     assert often.num_read == 200
     never = _Sparse(100_000, 200_000)
-    with pytest.raises(ValueError, match=r"none of 20,000 samples looked at has `regions`"):
+    with pytest.raises(ValueError, match=r"none of 1,000 samples looked at has `regions`"):
         check_regions([never])
 
 
