@@ -98,7 +98,7 @@ def eval_transform(config: PreprocessConfig, dtype: torch.dtype = torch.float32)
 
     steps = image_transform_v2(PreprocessCfg(**dataclasses.asdict(config)), is_train=False).transforms
     if config.resize_mode == "longest":
-        steps = [_NoLine(config.size), *steps]
+        steps = [_Thickened(config.size), *steps]
     if dtype == torch.float32:
         return _Pipeline(steps)
     # open_clip ends with ToTensor and Normalize; what is before them works on the PIL image.
@@ -173,18 +173,13 @@ def resized_crop(pixels: Tensor, box: tuple[int, int, int, int], size: Sequence[
 
 def placed(pixels: Tensor, config: PreprocessConfig) -> Tensor:
     """Resize (3, H, W) uint8 as `eval_transform` does, but always bicubic, and cut or pad it to the size."""
-    target_height, target_width = config.size
+    from open_clip.transform import center_crop_or_pad
+
     image_height, image_width = pixels.shape[-2:]
     place = placement(config, (image_height, image_width))
     resized = resized_crop(pixels, (0, 0, image_height, image_width), (place.height, place.width))
-    top, left = max(0, place.top), max(0, place.left)
-    shown = resized[:, top : top + target_height, left : left + target_width]
-    if shown.shape[-2:] == config.size:
-        return shown
-    canvas = pixels.new_full((3, target_height, target_width), config.fill_color)
-    top, left = max(0, -place.top), max(0, -place.left)
-    canvas[:, top : top + shown.shape[1], left : left + shown.shape[2]] = shown
-    return canvas
+    result: Tensor = center_crop_or_pad(resized, list(config.size), fill=config.fill_color)
+    return result
 
 
 def normalize_pixels(pixels: Tensor, mean: Tensor, std: Tensor) -> Tensor:
@@ -216,7 +211,7 @@ class _Pipeline:
         return result
 
 
-class _NoLine:
+class _Thickened:
     """Makes very elongated images thick enough that a row of pixels is left of them.
 
     open_clip's resizing by the longest side would round their short side to 0, and fail.

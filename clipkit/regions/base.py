@@ -74,7 +74,7 @@ class RegionHead(nn.Module, ABC):
             rows: what `forward` gave, of all images of this rank.
             regions: of these images; there may be none.
             logit_scale: scalar, exponentiated.
-            contrast: ranks whose regions are negatives of each other.
+            contrast: with which ranks, and how it is computed.
         """
 
     @abstractmethod

@@ -79,6 +79,7 @@ def label(
     described = _described(settings)
     if rank() == 0:
         _check_folder(out, described, paths)
+        _forget_removed(out)
     left = all_gather_objects([path for path in paths if _done(out, path) is None])[0]
     # Before the settings are written, so that a detector that is not there leaves no folder of its name.
     labeller = Labeller(settings, device) if left else None
@@ -152,11 +153,15 @@ def _check_folder(out: Path, described: Mapping[str, Any], paths: Sequence[Path]
             f"{out} holds {strangers[0]}{more}, not among the shards to label: "
             "remove it there, label it too or name another folder"
         )
-    for stats in out.glob(f"*{_STATS_END}"):
-        if not (out / f"{stats.name.removesuffix(_STATS_END)}.tar").is_file():
-            stats.unlink()  # its shard was removed
-    if any(out.glob(f"*{_STATS_END}")):
+    if any(_shard_of(stats).is_file() for stats in out.glob(f"*{_STATS_END}")):
         _check_settings(out, described)
+
+
+def _forget_removed(out: Path) -> None:
+    """Remove the counts of shards that somebody has removed."""
+    for stats in out.glob(f"*{_STATS_END}"):
+        if not _shard_of(stats).is_file():
+            stats.unlink()
 
 
 def _check_settings(out: Path, described: Mapping[str, Any]) -> None:
@@ -173,6 +178,10 @@ def _check_settings(out: Path, described: Mapping[str, Any]) -> None:
 
 def _stats_path(out: Path, path: Path) -> Path:
     return out / f"{path.stem}{_STATS_END}"
+
+
+def _shard_of(stats: Path) -> Path:
+    return stats.with_name(f"{stats.name.removesuffix(_STATS_END)}.tar")
 
 
 def _done(out: Path, path: Path) -> LabelReport | None:
