@@ -406,6 +406,9 @@ def test_a_folder_with_other_shards_is_refused(tmp_path: Path, capsys: pytest.Ca
         "report.json",
         "sizes.json",
     ]
+    # Without its last shard it is no run of other settings.
+    (out / "00000.tar").unlink()
+    assert run(capsys, shards, out, "--max-phrases", "3")["num_images"] == 2
 
 
 def test_a_detector_that_has_changed_is_refused(
