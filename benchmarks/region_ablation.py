@@ -3,9 +3,9 @@
     python benchmarks/region_ablation.py --work WORK
 
 Every row is a run of `clipkit train` with the settings of region_ablation.yaml, the same steps, seed and
-images; rows differ in `regions` alone. All are measured with `clipkit evaluate` on the same held-out
-scenes, which also show the eight combinations of a colour and a shape that no training scene has. What is
-done is kept in `--work` and not done again, so that rows may be trained one by one (`--rows`).
+images; rows differ in `regions` and `loss.weights` alone. All are measured with `clipkit evaluate` on the
+same held-out scenes, which also show the eight combinations of a colour and a shape that no training scene
+has. What is done is kept in `--work` and not done again, so that rows may be trained one by one (`--rows`).
 """
 
 from __future__ import annotations
@@ -31,7 +31,6 @@ SETTINGS = ROOT / "benchmarks" / "region_ablation.yaml"
 SCENES = SceneShards(num_train_objects=64, num_objects=640)
 
 GROUNDING_WEIGHT = 10.0
-PROMPTER = {"head": "prompter", "weights": {"grounding": GROUNDING_WEIGHT}}
 DECODER = {"num_queries": 5, "num_layers": 2, "num_heads": 6, "mlp_width": 384}
 NUM_STEPS = 1_500
 IMAGE_WEIGHT = 0.5
@@ -40,31 +39,41 @@ IMAGES_PER_PAIR = 100
 
 @dataclass(frozen=True)
 class Row:
-    """A run, by what it has in `regions`."""
+    """A run, by what it has in `regions` and in `loss.weights`."""
 
     title: str
     regions: dict[str, Any] = field(default_factory=dict)
+    weights: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """As in the file of a run."""
+        return {"regions": self.regions, "loss": {"weights": self.weights}}
 
 
-def _prompter(**settings: float | bool) -> dict[str, Any]:
-    return {**PROMPTER, "settings": settings}
+def _cloc(title: str, *, per_image: int = 4, **settings: float | bool) -> Row:
+    return Row(
+        title,
+        {"head": "prompter", "per_image": per_image, "settings": settings},
+        {"grounding": 10.0} if settings.get("with_grounding", True) else {},
+    )
 
 
 ROWS = {
     "clip": Row("CLIP"),
-    "cloc": Row("CLIP + CLOC", PROMPTER),
+    "cloc": _cloc("CLIP + CLOC"),
     "grain": Row(
         "CLIP + GRAIN",
-        {"head": "query-decoder", "settings": DECODER, "weights": {"box": 1.5}, "per_image": 5},
+        {"head": "query-decoder", "per_image": 5, "settings": DECODER},
+        {"box": 1.5},
     ),
-    "m2": Row("... M = 2", {**PROMPTER, "per_image": 2}),
-    "m1": Row("... M = 1", {**PROMPTER, "per_image": 1}),
-    "no-filter": Row("no filter of alike phrases", _prompter(max_text_similarity=1.0)),
-    "no-grounding": Row("no grounding loss", {"head": "prompter", "settings": {"with_grounding": False}}),
+    "m2": _cloc("... M = 2", per_image=2),
+    "m1": _cloc("... M = 1", per_image=1),
+    "no-filter": _cloc("no filter of alike phrases", max_text_similarity=1.0),
+    "no-grounding": _cloc("no grounding loss", with_grounding=False),
     "roi-align": Row("RoIAlign instead of the Prompter", {"head": "roi-align"}),
-    "as-published": Row(
-        "tokens without places, all outputs pooled",
-        _prompter(places_tokens=False, pools_prompts=False),
+    "as-published": _cloc(
+        "tokens without places, all outputs pooled", places_tokens=False, pools_prompts=False
     ),
 }
 
@@ -88,7 +97,7 @@ def settings(work: Path, name: str) -> dict[str, Any]:
     """What a row is trained with."""
     content: dict[str, Any] = yaml.safe_load(SETTINGS.read_text(encoding="utf-8"))
     content["data"]["sources"] = {"scenes": str(work / "scenes" / "train")}
-    return {**content, "regions": ROWS[name].regions, "steps": NUM_STEPS}
+    return {**content, **ROWS[name].settings, "steps": NUM_STEPS}
 
 
 def measure(work: Path, name: str) -> dict[str, dict[str, float]]:
@@ -145,7 +154,7 @@ def table(found: dict[str, dict[str, dict[str, float]]], work: Path) -> str:
 def report(work: Path, names: Sequence[str]) -> str:
     """The whole text of the result."""
     found = {name: measure(work, name) for name in names}
-    regions = "\n".join(f"{name}: {ROWS[name].regions}" for name in names)
+    rows = "\n".join(f"{name}: {ROWS[name].settings}" for name in names)
     return (
         f"{SCENES.num_train:,} training scenes of 64 pixels, {SCENES.num_val:,} held-out ones with the boxes "
         f"of all their objects. {NUM_STEPS:,} steps of each row. Percent.\n\n{table(found, work)}\n"
@@ -163,7 +172,7 @@ def report(work: Path, names: Sequence[str]) -> str:
         "GRAIN classifies, by the image query and the regions found, each with the name that fits it best "
         f"(image weight {IMAGE_WEIGHT:g}).\n"
         "- Minutes: of the steps, on one core of a machine that did other things too.\n\n"
-        f"```yaml\n{SETTINGS.read_text(encoding='utf-8')}```\n\n```\n{regions}\n```\n"
+        f"```yaml\n{SETTINGS.read_text(encoding='utf-8')}```\n\n```\n{rows}\n```\n"
     )
 
 

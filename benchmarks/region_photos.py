@@ -20,14 +20,15 @@ from typing import Any
 
 import yaml
 from flickr8k import make_shards
-from region_ablation import PROMPTER, SETTINGS
+from region_ablation import ROWS as SCENE_ROWS
+from region_ablation import SETTINGS, Row
 from region_runs import evaluate, train
 from report import write_result
 
 ROOT = Path(__file__).resolve().parent.parent
 NUM_STEPS = 1_500
 SUITE = {"regions": "region_recognition"}
-ROWS: dict[str, dict[str, Any]] = {"clip": {}, "cloc": PROMPTER}
+ROWS = {name: SCENE_ROWS[name] for name in ("clip", "cloc")}
 
 
 def convert(data: Path, work: Path, split: str) -> Path:
@@ -69,13 +70,13 @@ def convert(data: Path, work: Path, split: str) -> Path:
     return folder / "shards"
 
 
-def settings(work: Path, shards: Path, regions: dict[str, Any]) -> dict[str, Any]:
+def settings(work: Path, shards: Path, row: Row) -> dict[str, Any]:
     """Those of the runs on scenes, with other data."""
     content: dict[str, Any] = yaml.safe_load(SETTINGS.read_text(encoding="utf-8"))
     content["data"]["sources"] = {"flickr8k": str(work / "flickr8k" / "train"), "coco": str(shards)}
     content["data"]["weights"] = {"coco": 20}
     content["data"]["augment"] = {"scale": [0.5, 1.0], "ratio": [0.5, 2.0], "horizontal_flip": 0.5}
-    return {**content, "regions": regions, "steps": NUM_STEPS}
+    return {**content, **row.settings, "steps": NUM_STEPS}
 
 
 def main() -> None:
@@ -91,13 +92,13 @@ def main() -> None:
         make_shards(arguments.data / "flickr8k", work / "flickr8k")
     halves = {split: convert(arguments.data / "coco_mini", work, split) for split in ("train", "val")}
     lines = ["| trained with | features | mean per-class accuracy | accuracy |", "|---|---|---|---|"]
-    for name, regions in ROWS.items():
-        train(work, name, settings(work, halves["train"], regions))
+    for name, row in ROWS.items():
+        train(work, name, settings(work, halves["train"], row))
         suite = {entry: {"task": task, "data": str(halves["val"])} for entry, task in SUITE.items()}
         suite["regions"]["class_names"] = "coco"
         found = evaluate(work, name, suite)
         table, notes = found["regions"].tables[0], found["regions"].notes
-        lines += [f"| {name} | {' | '.join(row)} |" for row in table.rows]
+        lines += [f"| {name} | {' | '.join(cells)} |" for cells in table.rows]
     body = (
         f"{NUM_STEPS} steps of both from scratch, with the settings of region_ablation.yaml and random "
         "crops. Percent; by the region head, by RoIAlign on the tower's own tokens, and by the tower on the "

@@ -64,11 +64,10 @@ def config(
             batch_size_per_rank=NUM_IMAGES // distributed.world_size(),
             micro_batch_size_per_rank=micro,
         ),
-        loss=LossConfig(scope=scope),
+        loss=LossConfig(scope=scope, weights=weights or {}),
         regions=RegionsConfig(
             head="prompter" if kind == AS_PUBLISHED else kind,  # type: ignore[arg-type]
             settings=SETTINGS.get(kind, {}),
-            weights=weights or {},
         ),
         steps=1,
         parallel=parallel,

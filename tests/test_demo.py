@@ -88,7 +88,7 @@ def test_what_the_demo_trains_with_is_a_configuration(tmp_path: Path) -> None:
     arguments = [str(tmp_path / "train.yaml"), "--output", "runs", "--data.sources.scenes", "scenes"]
     _, bound, _ = train_app.parse_args(arguments, exit_on_error=False)
     assert bound.arguments["config"].model.name == "tiny-conv"
-    assert bound.arguments["config"].regions.is_trained
+    assert bound.arguments["config"].trained_regions is not None
 
 
 def check_search(folder: demo.DemoFolder) -> None:

@@ -88,7 +88,7 @@ def test_with_weights_of_zero_the_step_is_that_of_clip(kind: str) -> None:
 
 
 def test_a_run_with_weights_of_zero_is_one_of_clip(tmp_path: Path, scenes: Path) -> None:
-    nothing = ["--regions.weights.region_text", "0", "--regions.weights.grounding", "0"]
+    nothing = ["--loss.weights.region_text", "0", "--loss.weights.grounding", "0"]
     for name, more in (("clip", []), ("regions", ["--regions.head", "prompter", *nothing])):
         assert main(flags(tmp_path / name, scenes, "--steps", "3", *more)) == 0
     assert curve(tmp_path / "clip") == curve(tmp_path / "regions")
@@ -208,12 +208,16 @@ def test_a_source_goes_on_with_its_head_or_without(
     [
         (["--regions.head", "prompter", "--model.patch-dropout", "0.5"], "model.patch_dropout must be 0"),
         (["--regions.head", "prompter", "--regions.per-image", "0"], "regions.per_image must be >= 1, got 0"),
-        (["--regions.weights.grounding", "1"], "need regions.head, got regions.head=none"),
         (
-            ["--regions.head", "prompter", "--regions.weights.groundin", "1"],
+            ["--loss.weights.grounding", "1"],
+            "loss.weights.grounding needs regions.head, got regions.head=none",
+        ),
+        (["--regions.settings.mlp_ratio", "1"], "regions.settings need regions.head, got regions.head=none"),
+        (
+            ["--regions.head", "prompter", "--loss.weights.groundin", "1"],
             "has no 'groundin', the losses of a prompter are region_text, grounding; did you mean 'groundi",
         ),
-        (["--regions.head", "roi-align", "--regions.weights.region_text", "-1"], "must be >= 0, got -1"),
+        (["--regions.head", "roi-align", "--loss.weights.region_text", "-1"], "must be >= 0, got -1"),
         (
             ["--regions.head", "prompter", "--regions.settings.mlp_ratios", "1"],
             "prompter has no setting 'mlp_ratios'",
@@ -239,7 +243,7 @@ def test_every_head_has_its_losses_in_the_settings() -> None:
         losses = head.losses(head(data.tokens, region_jobs.GRID, batch), batch, torch.tensor(9.0))
         assert set(LOSSES[kind]) - {"image_query"} == losses.keys()
     with pytest.raises(ValueError, match=r"grounding needs regions\.settings\.with_grounding"):
-        RegionsConfig(head="prompter", settings={"with_grounding": False}, weights={"grounding": 1.0})
+        RegionsConfig(head="prompter", settings={"with_grounding": False}).check_weights({"grounding": 1.0})
 
 
 def test_recipes_are_settings_by_name(tmp_path: Path) -> None:
@@ -251,7 +255,7 @@ def test_recipes_are_settings_by_name(tmp_path: Path) -> None:
         _, bound, _ = make_app().parse_args(["train", name, *flags])
         config = bound.arguments["config"]
         assert config.data.batch_size_per_rank == 64
-        assert config.regions.is_trained
+        assert config.trained_regions is not None
         assert {"cloc": "prompter", "grain": "query-decoder"}[name] == config.regions.head
         known = {field.name: field.type for field in dataclasses.fields(_config_of(config.regions.head))}
         for setting, value in config.regions.settings.items():

@@ -57,7 +57,7 @@ def build_model(config: TrainConfig) -> DualEncoder:
         )
     if wanted.resize_mode is not None:
         model.preprocess_config = dataclasses.replace(model.preprocess_config, resize_mode=wanted.resize_mode)
-    _give_region_head(model, config.regions)
+    _give_region_head(model, config.trained_regions)
     if wanted.lock_image:
         model.lock_image(unlocked_groups=wanted.lock_image_unlocked_groups)
     if wanted.lock_text:
@@ -69,10 +69,10 @@ def build_model(config: TrainConfig) -> DualEncoder:
     return model
 
 
-def _give_region_head(model: DualEncoder, regions: RegionsConfig) -> None:
+def _give_region_head(model: DualEncoder, regions: RegionsConfig | None) -> None:
     """Go on with the region head of the source if it is of the wanted kind, else make one or leave it out."""
     loaded, model.region_head = model.region_head, None
-    if not regions.is_trained:
+    if regions is None:
         if loaded is not None:
             logger.warning("the %s of the source is left out, since this run trains no regions", loaded.kind)
         return
@@ -119,9 +119,7 @@ def build_trainer(config: TrainConfig, model: DualEncoder, device: torch.device,
         model=model,
         parallel=parallel,
         objective=objective,
-        region_objective=RegionObjective(contrastive=objective, config=config.regions)
-        if config.regions.is_trained
-        else None,
+        region_objective=RegionObjective(contrastive=objective) if config.trained_regions else None,
         optimizer=optimizer,
         scaler=torch.amp.GradScaler(device.type, enabled=config.precision == "fp16"),
         average=None if decay is None else optim.WeightAverage(model, decay),

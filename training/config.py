@@ -13,7 +13,7 @@ from typing import Any, Literal
 from clipkit.augment import AugmentConfig
 from clipkit.suggestions import did_you_mean
 
-from .regions_config import RegionsConfig
+from .regions_config import LOSSES, RegionsConfig
 
 RETRIEVAL_METRICS = tuple(
     f"{direction}_{metric}"
@@ -154,6 +154,9 @@ class LossConfig:
     """Part of every target that is spread over all pairs."""
     same_captions: Literal["negatives", "positives", "ignored"] = "negatives"
     """What pairs with equal captions are to each other; captions made from labels are often equal."""
+    weights: dict[str, float] = field(default_factory=dict)
+    """Of the losses that `regions.head` adds (`region_text`, `grounding`, `box`, `image_query`), by name; 1
+    where none is given."""
     plan: bool = False
     """Print the memory and the traffic of every kind of loss for this run, and stop."""
 
@@ -172,6 +175,12 @@ class LossConfig:
             0 <= self.label_smoothing < 1,
             f"loss.label_smoothing must be in [0, 1), got {self.label_smoothing}",
         )
+        for name, weight in self.weights.items():
+            _require(weight >= 0, f"loss.weights.{name} must be >= 0, got {weight}")
+
+    def weight(self, name: str) -> float:
+        """The factor of a loss that is added to the contrastive one."""
+        return self.weights.get(name, 1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -336,11 +345,18 @@ class TrainConfig:
         _require(self.epochs is None or self.epochs > 0, f"epochs must be > 0, got {self.epochs}")
         _require(self.steps is None or self.steps >= 1, f"steps must be >= 1, got {self.steps}")
         _require(0 <= self.seed < 2**63, f"seed must be in [0, 2**63), got {self.seed}")
+        self.regions.check_weights(self.loss.weights)
         _require(
-            not (self.regions.is_trained and self.model.patch_dropout),
+            not (self.trained_regions and self.model.patch_dropout),
             f"regions.head={self.regions.head} reads all patches of an image: model.patch_dropout must be 0, "
             f"got {self.model.patch_dropout}",
         )
+
+    @property
+    def trained_regions(self) -> RegionsConfig | None:
+        """`regions` if they take part in the run, which needs a head and a loss of it that counts."""
+        counts = any(self.loss.weight(name) > 0 for name in LOSSES[self.regions.head])
+        return self.regions if counts else None
 
 
 def to_dict(config: TrainConfig) -> dict[str, Any]:

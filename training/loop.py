@@ -118,7 +118,7 @@ def start(
     model = build_model(config)
     state: dict[str, Any] = checkpoint.read_state(latest) if latest else {"step": 0}
     loader = build_train_loader(
-        config.data, model=model, regions=config.regions, seed=config.seed, start_step=state["step"]
+        config.data, model=model, regions=config.trained_regions, seed=config.seed, start_step=state["step"]
     )
     trainer = build_trainer(config, model, device, num_steps(config, loader))
     trained = checkpoint.Trained(model=model, optimizer=trainer.optimizer, average=trainer.average)

@@ -13,7 +13,6 @@ from clipkit.distributed import all_reduce_mean
 from clipkit.regions.base import Contrast, RegionBatch, RegionHead
 
 from .objective import Objective
-from .regions_config import RegionsConfig
 
 IN_NATS = ("clip", "region_text", "image_query")
 """The losses that have this unit; the others are of fractions of the image."""
@@ -49,7 +48,7 @@ class RegionObjective:
     """
 
     contrastive: Objective
-    config: RegionsConfig
+    """Of images and captions; its settings have the weights."""
 
     def __call__(
         self, features: Mapping[str, Tensor], batch: Mapping[str, Any], head: RegionHead
@@ -70,7 +69,7 @@ class RegionObjective:
         losses |= head.losses(features, regions, features["logit_scale"], contrast)
         share = all_reduce_mean(_share_with_regions(batch).to(device), group)
         weights: dict[str, Tensor | float] = {
-            name: share * self.config.weight(name) for name in losses if name != "clip"
+            name: share * how.weight(name) for name in losses if name != "clip"
         }
         if "query_image_features" in features:
             # Of the decoder in fp32, whatever the precision of the towers.
@@ -80,7 +79,7 @@ class RegionObjective:
                 "text_features": features["text_features"].float(),
             }
             losses["image_query"] = self.contrastive(by_query, batch["text"])
-            weights["image_query"] = self.config.weight("image_query")
+            weights["image_query"] = how.weight("image_query")
         per_image = torch.tensor(len(boxes) / len(batch["text"]), device=device)
         return LossTerms(losses=losses, weights=weights, figures={"regions_per_image": per_image})
 

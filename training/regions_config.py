@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -27,8 +28,6 @@ class RegionsConfig:
     """Of the head, by name, such as `mlp_ratio` or `max_text_similarity`."""
     per_image: int = 4
     """Regions drawn of each image and step; an image that has fewer gives those."""
-    weights: dict[str, float] = field(default_factory=dict)
-    """Of the losses `region_text`, `grounding`, `box` and `image_query`, by name; 1 where none is given."""
 
     def __post_init__(self) -> None:
         # Flags and files give numbers as floats; a number of heads is none.
@@ -37,27 +36,25 @@ class RegionsConfig:
         object.__setattr__(self, "settings", {**self.settings, **numbers})
         if self.per_image < 1:
             raise ValueError(f"regions.per_image must be >= 1, got {self.per_image}")
-        if self.head == "none" and (self.settings or self.weights):
-            raise ValueError("regions.settings and regions.weights need regions.head, got regions.head=none")
-        for name, weight in self.weights.items():
-            if name not in LOSSES[self.head]:
-                there = ", ".join(LOSSES[self.head])
+        if self.head == "none" and self.settings:
+            raise ValueError("regions.settings need regions.head, got regions.head=none")
+
+    def check_weights(self, weights: Mapping[str, float]) -> None:
+        """Refuse weights of losses that the head has not.
+
+        Raises:
+            ValueError: it names one.
+        """
+        losses = LOSSES[self.head]
+        for name in weights:
+            if not losses:
+                raise ValueError(f"loss.weights.{name} needs regions.head, got regions.head=none")
+            if name not in losses:
                 raise ValueError(
-                    f"regions.weights has no {name!r}, the losses of a {self.head} are {there}"
-                    f"{did_you_mean(name, LOSSES[self.head])}"
+                    f"loss.weights has no {name!r}, the losses of a {self.head} are {', '.join(losses)}"
+                    f"{did_you_mean(name, losses)}"
                 )
-            if weight < 0:
-                raise ValueError(f"regions.weights.{name} must be >= 0, got {weight}")
-        if self.settings.get("with_grounding") is False and "grounding" in self.weights:
+        if self.settings.get("with_grounding") is False and "grounding" in weights:
             raise ValueError(
-                "regions.weights.grounding needs regions.settings.with_grounding, got with_grounding=False"
+                "loss.weights.grounding needs regions.settings.with_grounding, got with_grounding=False"
             )
-
-    def weight(self, loss: str) -> float:
-        """The factor of a loss."""
-        return self.weights.get(loss, 1.0)
-
-    @property
-    def is_trained(self) -> bool:
-        """Whether regions take part in the run: there is a head, and a loss of it counts."""
-        return any(self.weight(loss) > 0 for loss in LOSSES[self.head])

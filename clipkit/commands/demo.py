@@ -32,6 +32,7 @@ data:
   num_workers: 1
 regions:
   head: prompter
+loss:
   weights: {grounding: 10}
 optim:
   lr: 2.0e-3

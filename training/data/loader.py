@@ -151,14 +151,14 @@ def sample_keys(config: DataConfig, *, with_fields: bool = False) -> SampleKeys:
 
 
 def build_train_loader(
-    config: DataConfig, *, model: DualEncoder, regions: RegionsConfig, seed: int, start_step: int = 0
+    config: DataConfig, *, model: DualEncoder, regions: RegionsConfig | None, seed: int, start_step: int = 0
 ) -> TrainLoader:
     """The loader of a training run, for this process's rank; on all ranks together.
 
     Args:
         config: sources and batch size.
         model: for its tokenizer and the size of its images.
-        regions: whether and how regions are drawn.
+        regions: how regions are drawn, or None for a run without.
         seed: fixes order, caption choice and augmentation.
         start_step: steps already done.
 
@@ -174,10 +174,10 @@ def build_train_loader(
         seed=seed,
         captions=config.captions,
     )
-    sources = open_sources(config.sources, sample_keys(config, with_fields=regions.is_trained), show=True)
+    sources = open_sources(config.sources, sample_keys(config, with_fields=regions is not None), show=True)
     transform = TrainTransform(model.preprocess_config, config.augment)
     sampler = None
-    if regions.is_trained:
+    if regions is not None:
         check_regions(sources)
         sampler = RegionSampler(transform.with_window, regions.per_image, seed)
     return TrainLoader(
