@@ -6,12 +6,13 @@ import base64
 import html
 import io
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
+
+from clipkit.whole_file import whole_file
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1c2733; --soft: #5d6b7a; --line: #dfe4ea; --page: #ffffff;
@@ -151,9 +152,8 @@ class Page:
             f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style>'
             f"<body>{''.join(self._parts)}</body></html>"
         )
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(content, encoding="utf-8")
-        os.replace(temporary, path)
+        with whole_file(path) as temporary:
+            temporary.write_text(content, encoding="utf-8")
 
 
 def _heat_cell(value: float, is_marked: bool) -> str:

@@ -7,8 +7,6 @@ makes every other partition anew, under the same names.
 from __future__ import annotations
 
 import json
-import os
-import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -25,6 +23,7 @@ from clipkit.checksums import sha256_of
 from clipkit.data.problems import Problems
 from clipkit.json_files import canonical_json, read_json
 from clipkit.version import __version__
+from clipkit.whole_file import whole_file
 
 from .embed_chunks import Failure, utf8
 from .embed_plan import Plan
@@ -196,14 +195,13 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     A rank or a worker that was given up for lost may still write what another one makes again: whichever
     ends last, the file is whole.
     """
-    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}{_PARTIAL}")
-    write(partial)
-    os.replace(partial, path)
+    with whole_file(path, is_shared=True) as partial:
+        write(partial)
 
 
 def _is_own(name: str) -> bool:
     """Whether a file may be in a folder whose manifest is not written yet."""
-    return name == _LOCK_NAME or (name.startswith(MANIFEST_NAME) and name.endswith(_PARTIAL))
+    return name == _LOCK_NAME or (name.startswith(f".{MANIFEST_NAME}") and name.endswith(_PARTIAL))
 
 
 def _save_npy(path: Path, rows: npt.NDArray[np.float16]) -> None:

@@ -172,7 +172,7 @@ def test_a_run_broken_off_at_any_file_goes_on(
         countdown -= 1
         if countdown < 0:
             if moment == "before":
-                path.with_name(f"{path.name}.0123.tmp").write_bytes(b"the beginning of")
+                path.with_name(f".{path.name}.0123.tmp").write_bytes(b"the beginning of")
             else:
                 real(path, write)
             raise Killed

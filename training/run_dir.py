@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from clipkit import distributed
+from clipkit.whole_file import whole_file
 
 from . import checkpoint
 from .config import TrainConfig, to_dict
@@ -52,9 +52,8 @@ def create(config: TrainConfig) -> None:
 
 
 def _write_config(config: TrainConfig) -> None:
-    temporary = config.output / f".{CONFIG_NAME}.tmp"
-    temporary.write_text(yaml.safe_dump(to_dict(config), sort_keys=False), encoding="utf-8")
-    os.replace(temporary, config.output / CONFIG_NAME)
+    with whole_file(config.output / CONFIG_NAME) as temporary:
+        temporary.write_text(yaml.safe_dump(to_dict(config), sort_keys=False), encoding="utf-8")
 
 
 def _check_same_run(config: TrainConfig, state: dict[str, Any], path: Path) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
+
+from clipkit.whole_file import whole_file
 
 from .config import TrainConfig, to_dict
 
@@ -137,6 +138,5 @@ def _drop_lines_after(path: Path, step: int) -> None:
     if not path.exists():
         return
     kept = [entry for entry in read_runlog(path) if entry["step"] <= step]
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(entry) + "\n" for entry in kept), encoding="utf-8")
-    os.replace(temporary, path)
+    with whole_file(path) as temporary:
+        temporary.write_text("".join(json.dumps(entry) + "\n" for entry in kept), encoding="utf-8")

@@ -17,6 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 from clipkit.data.problems import SampleError
 from clipkit.data.tables import read_file
 from clipkit.images import ImageError, decode_image
+from clipkit.whole_file import whole_file
 
 from .answers import Answer
 from .scoring import ClassExplanation
@@ -75,9 +76,8 @@ def write_card(folder: Path, answer: Answer) -> Path:
     except (SampleError, ImageError) as error:
         raise OSError(f"no card for {answer.path}: {error.reason}") from None
     path = folder / card_name(answer.path)
-    temporary = path.with_suffix(".tmp")
-    draw_card(answer, picture).save(temporary, format="PNG")
-    os.replace(temporary, path)
+    with whole_file(path) as temporary:
+        draw_card(answer, picture).save(temporary, format="PNG")
     return path
 
 

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from clipkit.console import Meter
-from clipkit.json_files import canonical_json
+from clipkit.json_files import canonical_json, write_json
 from clipkit.suggestions import did_you_mean
 
 from .describe_client import EndpointError, NoAnswer, NoList
@@ -214,10 +214,7 @@ def read_answers(path: Path, names: Sequence[str]) -> dict[str, Descriptors]:
 
 def write_descriptions(output: Path, descriptions: Mapping[str, Descriptors]) -> None:
     """Write the file that `DescriptionBank.read` takes, by way of a temporary name."""
-    temporary = output.with_name(f"{output.name}.tmp")
-    text = json.dumps(descriptions, indent=2, ensure_ascii=False)
-    temporary.write_text(f"{text}\n", encoding="utf-8")
-    os.replace(temporary, output)
+    write_json(output, descriptions)
 
 
 def _in_threads(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from clipkit.charts import interval_chart
 from clipkit.page import Page
+from clipkit.whole_file import whole_file
 
 from .intervals import paired_difference
 from .results import Result
@@ -48,9 +48,8 @@ def write_reports(folder: Path, results: Sequence[Result]) -> tuple[Path, Path]:
         for note in part.notes:
             html.note(note)
     html.write(page)
-    temporary = text.with_name(f".{text.name}.tmp")
-    temporary.write_text(_markdown(lead, parts), encoding="utf-8")
-    os.replace(temporary, text)
+    with whole_file(text) as temporary:
+        temporary.write_text(_markdown(lead, parts), encoding="utf-8")
     return page, text
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from clipkit.json_files import canonical_json, read_json
 from clipkit.version import __version__
+from clipkit.whole_file import whole_file
 
 from .tasks.base import Measurement, Table
 
@@ -116,7 +116,8 @@ def write_result(path: Path, result: Result, stamp: str) -> None:
         stamp: its `fingerprint`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    _replace(_outcomes_of(path), lambda temporary: save_file(result.outcomes, temporary))
+    with whole_file(_outcomes_of(path)) as temporary:
+        save_file(result.outcomes, temporary)
     content = {
         "dataset": result.dataset,
         "model": result.model.model,
@@ -137,7 +138,8 @@ def write_result(path: Path, result: Result, stamp: str) -> None:
         "fingerprint": stamp,
     }
     text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-    _replace(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    with whole_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def find_result(path: Path, stamp: str) -> Result | None:
@@ -194,9 +196,3 @@ def _table(content: dict[str, Any]) -> Table:
 
 def _outcomes_of(path: Path) -> Path:
     return path.with_suffix(".outcomes.safetensors")
-
-
-def _replace(path: Path, write: Any) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    write(temporary)
-    os.replace(temporary, path)

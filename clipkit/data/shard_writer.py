@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from clipkit.json_files import write_json
+from clipkit.whole_file import whole_file
 
 Sample = dict[str, str | bytes]
 """`__key__` is the key; every other entry is the content of a member, by its extension."""
@@ -33,11 +33,13 @@ def write_tar(path: Path, samples: Iterable[Sample]) -> None:
     """Write a tar, by way of a temporary name; its bytes depend on the samples alone."""
     import webdataset  # imports torch
 
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file, webdataset.TarWriter(file, encoder=False, mtime=0) as tar:
+    with (
+        whole_file(path) as temporary,
+        temporary.open("wb") as file,
+        webdataset.TarWriter(file, encoder=False, mtime=0) as tar,
+    ):
         for sample in samples:
             tar.write(sample)
-    os.replace(temporary, path)
 
 
 def write_sizes(folder: Path, sizes: Mapping[str, int]) -> None:

@@ -12,7 +12,6 @@ import logging
 import os
 import re
 import tarfile
-import tempfile
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +25,7 @@ import numpy.typing as npt
 from clipkit.data import problems
 from clipkit.data.problems import Problems
 from clipkit.user_cache import user_cache
+from clipkit.whole_file import whole_file
 
 _FORMAT_VERSION = 1
 _ARRAYS = ("group", "extension", "offset", "size")
@@ -206,8 +206,7 @@ def _write_cache(file: Path, index: TarIndex) -> None:
     arrays: dict[str, Any] = {name: getattr(index, name) for name in _ARRAYS}
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=file.parent, suffix=".tmp", delete=False) as stream:
+        with whole_file(file, is_shared=True) as partial, partial.open("wb") as stream:
             np.savez(stream, text=encoded, **arrays)
-        os.replace(stream.name, file)
     except OSError as error:
         _LOGGER.debug("index cache %s cannot be written (%s)", file, error)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from clipkit.json_files import read_json
 from clipkit.model_dir import HEADS_NAME, RECORD_NAME, read_record
 from clipkit.suggestions import did_you_mean
 from clipkit.version import __version__
+from clipkit.whole_file import flush_to_disk, whole_file
 
 if TYPE_CHECKING:
     from clipkit.model import DualEncoder
@@ -104,24 +104,21 @@ def write_tensors(
     tensors_path, record_path = _tensors_path(model_dir, name), _record_path(model_dir, name)
     record_path.parent.mkdir(exist_ok=True)
     own = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
-    temporary = tensors_path.with_name(f".{tensors_path.name}.tmp")
     try:
-        save_file(own, temporary, metadata={"format": "pt"})
-        temporary.chmod(0o644)
-        content = {
-            "format_version": FORMAT_VERSION,
-            "model_id": model_id,
-            "clipkit": __version__,
-            **facts,
-            "tensors_sha256": sha256_of(temporary),
-        }
-        _flush(temporary)
-        os.replace(temporary, tensors_path)
-        _write_json(record_path, content)
+        with whole_file(tensors_path) as temporary:
+            save_file(own, temporary, metadata={"format": "pt"})
+            temporary.chmod(0o644)
+            flush_to_disk(temporary)
     except SafetensorError as error:
         raise OSError(f"cannot write {tensors_path}: {error}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
+    content = {
+        "format_version": FORMAT_VERSION,
+        "model_id": model_id,
+        "clipkit": __version__,
+        **facts,
+        "tensors_sha256": sha256_of(tensors_path),
+    }
+    _write_json(record_path, content)
     _note_in_record(model_dir)
     return content
 
@@ -225,12 +222,6 @@ def _note_in_record(model_dir: Path) -> None:
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    _flush(temporary)
-    os.replace(temporary, path)
-
-
-def _flush(path: Path) -> None:
-    with path.open("rb") as stream:
-        os.fsync(stream.fileno())
+    with whole_file(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        flush_to_disk(temporary)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from PIL import Image
 from clipkit.page import Page
 from clipkit.regions.look import PhraseInPicture, draw_heat
 from clipkit.regions.pictures import draw_regions, sheet
+from clipkit.whole_file import whole_file
 from clipkit.windows import Window
 
 SUFFIXES = (".png", ".html")
@@ -79,12 +79,8 @@ def write_shown(path: Path, looked_at: Sequence[LookedAt]) -> None:
     if path.suffix.lower() == ".html":
         _page(looked_at).write(path)
         return
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
+    with whole_file(path) as temporary:
         sheet([[one.with_boxes(), *one.heats()] for one in looked_at]).save(temporary, format="PNG")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _page(looked_at: Sequence[LookedAt]) -> Page:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from clipkit.model_dir import HEADS_NAME
+from clipkit.whole_file import flush_to_disk, whole_file
 
 STATE_NAME = "state.safetensors"
 _FACTS = "clipkit"
@@ -92,14 +92,13 @@ class TrainState:
         }
         facts = {name: value for name, value in content.items() if name not in _PARTS}
         self.folder.mkdir(parents=True, exist_ok=True)
-        temporary = self.folder / f".{STATE_NAME}.tmp"
+        path = self.folder / STATE_NAME
         try:
-            save_file(tensors, temporary, metadata={_FACTS: json.dumps(facts)})
+            with whole_file(path) as temporary:
+                save_file(tensors, temporary, metadata={_FACTS: json.dumps(facts)})
+                flush_to_disk(temporary)
         except SafetensorError as error:
-            raise OSError(f"cannot write {temporary}: {error}") from None
-        with temporary.open("rb") as stream:
-            os.fsync(stream.fileno())
-        os.replace(temporary, self.folder / STATE_NAME)
+            raise OSError(f"cannot write {path}: {error}") from None
 
     def remove(self) -> None:
         """Forget it."""
