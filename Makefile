@@ -10,8 +10,9 @@ DEMO_DIR ?= demo
 demo: $(STAMP)
 	$(BIN)/clipkit demo --output $(DEMO_DIR)
 
+# A file of tests stays in one process, which shares what the file has made.
 test: $(STAMP)
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses 2 --dist loadfile
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .

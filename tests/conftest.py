@@ -9,6 +9,12 @@ from rank_pool import RankPool
 
 # Before anything imports triton, here or in a rank: its kernels run on the CPU, also where there is a GPU.
 os.environ["TRITON_INTERPRET"] = "1"
+# A console keeps the size that is set when it is made, and is made once; tests of help set a width.
+for name in ("COLUMNS", "LINES"):
+    os.environ.pop(name, None)
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Before anything imports torch: beside other workers, one thread each is the fastest.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell starts background jobs so, and the commands that tests interrupt would inherit it.

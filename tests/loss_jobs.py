@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import itertools
+import warnings
 from collections.abc import Callable
 from itertools import accumulate
 from typing import Any
@@ -147,7 +148,10 @@ def against_open_clip(objective: str) -> list[list[np.ndarray]]:
             *(torch.tensor(v, dtype=torch.float64, requires_grad=True) for v in (case.scale, case.bias)),
         ]
         inputs = inputs[: 3 if objective == "softmax" else 4]
-        value = loss(*inputs)
+        with warnings.catch_warnings():
+            # Of what open_clip calls in torch.
+            warnings.filterwarnings("ignore", "torch.distributed.nn.functional", FutureWarning)
+            value = loss(*inputs)
         value.backward()
         results.append([value.detach().numpy(), *(x.grad.numpy() for x in inputs)])
     return results

@@ -110,7 +110,7 @@ def loss_of_nothing() -> tuple[float, list[float]]:
     scale = torch.tensor(9.0, requires_grad=True)
     loss = region_loss(features, texts, scale)
     loss.backward()
-    return float(loss), [float(part.grad.sum()) for part in (features, texts, scale)]
+    return float(loss.detach()), [float(part.grad.sum()) for part in (features, texts, scale)]
 
 
 def answers_of_rank(files: list[str]) -> dict[str, np.ndarray]:

@@ -23,9 +23,9 @@ ON_FOUR_RANKS = {
     "sigmoid": ["--loss.objective", "sigmoid", "--loss.kernel", "tiled", "--loss.exchange", "ring"],
 }
 LENGTHS = {
-    "ring of tiles": ["--steps", "24", "--data.batch-size-per-rank", "32"],
+    "ring of tiles": ["--steps", "18", "--data.batch-size-per-rank", "32"],
     # It has to learn its bias first.
-    "sigmoid": ["--steps", "100", "--data.batch-size-per-rank", "8"],
+    "sigmoid": ["--steps", "80", "--data.batch-size-per-rank", "8"],
 }
 """Of the runs that are to learn; the others are compared with these."""
 SHORT = ["--steps", "8", "--data.batch-size-per-rank", "32"]

@@ -93,7 +93,13 @@ def test_it_ends_with_a_killed_process_even_where_its_children_go_on(path: Path)
 
 
 @pytest.mark.parametrize(
-    "content", ["", '{"pid": 1, "host": "another-machine"}', f"process {os.getpid()} on here", "\0\xff" * 999]
+    "content",
+    [
+        "",
+        '{"pid": 1, "host": "another-machine"}',
+        pytest.param(f"process {os.getpid()} on here", id="this process"),
+        "\0\xff" * 999,
+    ],
 )
 def test_a_file_without_a_lock_keeps_nobody_out(path: Path, content: str) -> None:
     path.write_text(content)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -14,6 +15,10 @@ from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forwar
 from torch.nn.parallel import DistributedDataParallel
 
 from clipkit import distributed
+
+_DDP_ARGUMENTS = inspect.signature(DistributedDataParallel).parameters
+_SYNC_BUFFERS = "forward_sync_buffers" if "forward_sync_buffers" in _DDP_ARGUMENTS else "broadcast_buffers"
+"""What torch calls the argument; it warns of the older name where it knows the newer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,9 +54,8 @@ def parallelize(model: nn.Module, kind: Literal["ddp", "fsdp"], device: torch.de
     if kind == "fsdp":
         return _shard(model)
     device_ids = [device.index] if device.type == "cuda" else None
-    wrapped = DistributedDataParallel(
-        model, device_ids=device_ids, gradient_as_bucket_view=True, broadcast_buffers=False
-    )
+    buffers: dict[str, Any] = {_SYNC_BUFFERS: False}
+    wrapped = DistributedDataParallel(model, device_ids=device_ids, gradient_as_bucket_view=True, **buffers)
     return Parallel(forward=wrapped, no_sync=wrapped.no_sync, replicated=[], buffers=_statistics(model))
 
 
