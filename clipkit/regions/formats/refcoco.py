@@ -14,6 +14,7 @@ from __future__ import annotations
 import pickle
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,16 @@ INSTANCES = "instances.json"
 UNKNOWN_BOX = "expressions_for_a_box_that_is_not_listed"
 
 
+@dataclass(frozen=True)
+class _Reference:
+    """What different people said of one box."""
+
+    ref_id: Any
+    image_id: Any
+    ann_id: Any
+    expressions: tuple[str, ...]
+
+
 def read_refcoco(source: Path, *, captions: Path | None = None, split: str | None = None) -> Annotations:
     """Every image that is referred to; a region for each different expression.
 
@@ -53,22 +64,20 @@ def read_refcoco(source: Path, *, captions: Path | None = None, split: str | Non
     """
     instances = source.with_name(INSTANCES)
     captions_by_id = read_captions(captions) if captions else {}
-    references = load_references(source)
+    entries = load_references(source)
     with refusing(source, "list of references"):
-        references = _of_split(references, split)
+        references = _of_split(entries, split)
     if split is not None and not references:
         raise ValueError(f"{source} has no reference in the split {split!r}")
     content = load_json(instances, dict)
     left_out, images_left_out = Problems(), Problems()
     with refusing(instances, "instances file"):
         boxes = _by_id(entry for _, entry in entries_of(content, "annotations"))
-        wanted = {entry["image_id"] for entry in references}
+        wanted = {reference.image_id for reference in references}
         listed = {number: image for number, image in images_by_id(content).items() if number in wanted}
-    with refusing(source, "list of references"):
         regions = _regions_by_image(references, boxes, listed, left_out)
-    with refusing(instances, "instances file"):
-        entries = [(f"image {number}", image) for number, image in listed.items()]
-        images = annotated_images(entries, captions_by_id, regions, images_left_out)
+        named = [(f"image {number}", image) for number, image in listed.items()]
+        images = annotated_images(named, captions_by_id, regions, images_left_out)
     return Annotations(images=images, box_format="xywh", left_out=left_out, images_left_out=images_left_out)
 
 
@@ -105,22 +114,20 @@ class _PlainUnpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"it names {module_name}.{global_name}")
 
 
-def _of_split(references: Iterable[Entry], split: str | None) -> list[Entry]:
-    """Those of a split, each of which has what is read of it."""
+def _of_split(entries: Iterable[Entry], split: str | None) -> list[_Reference]:
     found = []
-    for number, entry in enumerate(references):
+    for number, entry in enumerate(entries):
         with naming(f"entry {number}"):
             if split is None or entry["split"] == split:
-                _check(entry)
-                found.append(entry)
+                found.append(_reference(entry))
     return found
 
 
-def _check(entry: Entry) -> None:
-    """Raise where something lacks that is read later, when no one knows the number of the entry."""
-    hash((entry["image_id"], entry["ann_id"], entry["ref_id"]))
-    for sentence in entry["sentences"]:
-        sentence["sent"]
+def _reference(entry: Entry) -> _Reference:
+    ref_id, image_id, ann_id = (entry[name] for name in ("ref_id", "image_id", "ann_id"))
+    hash((image_id, ann_id))  # a list is no number
+    expressions = tuple(one_line(sentence["sent"]) for sentence in entry["sentences"])
+    return _Reference(ref_id, image_id, ann_id, expressions)
 
 
 def _by_id(annotations: Iterable[Any]) -> dict[Any, Entry]:
@@ -130,17 +137,20 @@ def _by_id(annotations: Iterable[Any]) -> dict[Any, Entry]:
 
 
 def _regions_by_image(
-    references: Iterable[Entry], boxes: Mapping[Any, Entry], images: Mapping[Any, Entry], left_out: Problems
+    references: Iterable[_Reference],
+    boxes: Mapping[Any, Entry],
+    images: Mapping[Any, Entry],
+    left_out: Problems,
 ) -> dict[Any, list[AnnotatedRegion]]:
     regions: dict[Any, dict[tuple[Any, str], AnnotatedRegion]] = defaultdict(dict)
     for reference in references:
-        expressions = [one_line(sentence["sent"]) for sentence in reference["sentences"]]
-        annotation = boxes.get(reference["ann_id"])
+        annotation = boxes.get(reference.ann_id)
         reason = UNKNOWN_BOX if annotation is None else left_out_reason(annotation, images)
         if annotation is None or reason is not None:
-            left_out.add(reason or UNKNOWN_BOX, [f"ref_id {reference['ref_id']}"], len(expressions))
+            where = [f"ref_id {reference.ref_id}"]
+            left_out.add(reason or UNKNOWN_BOX, where, len(reference.expressions))
             continue
-        for expression in expressions:
+        for expression in reference.expressions:
             region = AnnotatedRegion(annotation["bbox"], expression)
-            regions[reference["image_id"]][reference["ann_id"], expression] = region
+            regions[reference.image_id][reference.ann_id, expression] = region
     return {image: list(found.values()) for image, found in regions.items()}
