@@ -136,6 +136,8 @@ def test_heat_alone_needs_no_head_that_grounds(
     assert "no region head" in error or "cannot ground" in error
     assert error.count("\n") == 1
     assert not (tmp_path / "out.png").exists()
+    assert main([*how, "--heat"]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
     assert main([*how, "--heat", "--json"]) == 0
     (record,) = map(json.loads, capsys.readouterr().out.splitlines())
     assert (record["box"], record["score"]) == (None, None)
@@ -149,6 +151,8 @@ def test_heat_alone_needs_no_head_that_grounds(
     # The centre crop shows the middle half of the width.
     expected = [0.25 + (column + 0.5) / columns / 2, (row + 0.5) / rows]
     assert record["point"] == pytest.approx(expected, abs=1e-6)
+    in_pixels = f"({128 * expected[0]:.0f}, {64 * expected[1]:.0f})"
+    assert line == f"{tmp_path / 'wide.png'}  {in_pixels}  {record['point_score']:.3f}  red"
     with Image.open(tmp_path / "out.png") as sheet:
         assert sheet.size == (2 * 640 + 12, 320)
 

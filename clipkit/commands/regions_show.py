@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -28,7 +29,7 @@ def show(
     """Draw pictures with the boxes that a model gives for phrases, and how well each fits.
 
     A line a phrase is printed: the picture, the box as x0, y0, x1, y1 in pixels, the cosine of the box with
-    the phrase, the phrase.
+    the phrase, the phrase. Where the model gives no boxes, the point that fits best takes their place.
 
     Args:
         images: pictures, folders of them and patterns.
@@ -101,8 +102,17 @@ def _json_lines(looked_at: LookedAt) -> Iterator[str]:
 
 
 def _text_lines(looked_at: LookedAt) -> Iterator[str]:
-    sides = looked_at.picture.size * 2
+    from clipkit.regions.look import hottest
+
     for one in looked_at.found:
         if one.box is not None:
-            box = ", ".join(f"{edge * side:.0f}" for edge, side in zip(one.box, sides, strict=True))
-            yield f"{looked_at.path}  [{box}]  {one.score:.3f}  {one.phrase}"
+            yield f"{looked_at.path}  [{_in_pixels(looked_at, one.box)}]  {one.score:.3f}  {one.phrase}"
+        elif one.heat is not None:
+            point, score = hottest(one.heat, looked_at.window)
+            yield f"{looked_at.path}  ({_in_pixels(looked_at, point)})  {score:.3f}  {one.phrase}"
+
+
+def _in_pixels(looked_at: LookedAt, fractions: Sequence[float]) -> str:
+    """Of x, y, and so on."""
+    sides = itertools.cycle(looked_at.picture.size)
+    return ", ".join(f"{fraction * side:.0f}" for fraction, side in zip(fractions, sides, strict=False))
