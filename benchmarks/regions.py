@@ -3,8 +3,9 @@
     python benchmarks/regions.py --repeats 12
 
 Photos, captions and boxes of coco_mini; a phrase is two to four successive words of a caption of its photo.
-Every image has four regions. Both kinds of step take turns on one model: the plain one is the step without
-`regions.head`. Memory is the largest resident set of a process that makes steps of one kind only.
+Every image has four regions. The kinds of step take turns; the plain one is the step without `regions.head`.
+The Prompter as published pools all its outputs, not those of prompts alone. Memory is the largest resident
+set of a process that makes steps of one kind only.
 """
 
 from __future__ import annotations
@@ -39,19 +40,25 @@ from clipkit.regions.phrases import encode_texts, prepare_texts
 DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data" / "coco_mini"
 PER_IMAGE = 4
 WORDS = (2, 4)
+SETTINGS: dict[str, dict[str, float | bool]] = {
+    "prompter": {},
+    "published": {"pools_prompts": False, "places_tokens": False},
+}
+"""Of the head, by kind of step."""
 
 Batch = dict[str, Any]
+Steps = dict[str, Callable[[Batch, int], object]]
 Seconds = dict[str, list[float]]
 """By kind of step."""
 
 
-def make_trainer(model: str, batch_size: int) -> Trainer:
+def make_trainer(model: str, batch_size: int, kind: str) -> Trainer:
     """A trainer of CLIP and the Prompter from random weights."""
     config = TrainConfig(
         output=Path("unused"),
         model=ModelConfig(name=model),
         data=DataConfig(sources={"unused": "unused"}, batch_size_per_rank=batch_size),
-        regions=RegionsConfig(head="prompter", per_image=PER_IMAGE),
+        regions=RegionsConfig(head="prompter", settings=SETTINGS[kind], per_image=PER_IMAGE),
         steps=1_000,
     )
     torch.manual_seed(0)
@@ -107,8 +114,8 @@ def _batch(trainer: Trainer, photos: list[dict[str, Any]]) -> Batch:
     }
 
 
-def kinds_of_step(trainer: Trainer) -> dict[str, Callable[[Batch, int], object]]:
-    """What is timed."""
+def kinds_of_step(trainer: Trainer) -> Steps:
+    """What is timed of a trainer: its step, the one without its head, and the texts of both alone."""
     plain = dataclasses.replace(trainer, region_objective=None)
 
     def texts_alone(batch: Batch, _step: int) -> None:
@@ -120,14 +127,14 @@ def kinds_of_step(trainer: Trainer) -> dict[str, Callable[[Batch, int], object]]
         trainer.model.encode_text(batch["text"], normalize=True).sum().backward()
 
     return {
+        "regions": lambda batch, step: train_step(trainer, batch, step),
         "plain": lambda batch, step: train_step(plain, batch, step),
-        "prompter": lambda batch, step: train_step(trainer, batch, step),
         "texts": texts_alone,
         "captions": captions_alone,
     }
 
 
-def measure(trainer: Trainer, batches: list[Batch], repeats: int) -> tuple[Seconds, Seconds]:
+def measure(steps: Steps, batches: list[Batch], repeats: int) -> tuple[Seconds, Seconds]:
     """Seconds of each kind of step, which take turns, by the clock and of the processor.
 
     The first of each does not count.
@@ -135,7 +142,7 @@ def measure(trainer: Trainer, batches: list[Batch], repeats: int) -> tuple[Secon
     by_clock: Seconds = {}
     of_processor: Seconds = {}
     for number in range(repeats + 1):
-        for name, step in kinds_of_step(trainer).items():
+        for name, step in steps.items():
             clock, processor = time.perf_counter(), time.process_time()
             step(batches[number % len(batches)], number)
             by_clock.setdefault(name, []).append(time.perf_counter() - clock)
@@ -171,35 +178,41 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--repeats", type=int, default=12)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--only", choices=("plain", "prompter"), help="three steps, then the peak memory")
+    parser.add_argument("--only", choices=("plain", *SETTINGS), help="three steps, then the peak memory")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    trainer = make_trainer(options.model, options.batch_size)
     if options.only:
+        kind, step = ("prompter", "plain") if options.only == "plain" else (options.only, "regions")
+        trainer = make_trainer(options.model, options.batch_size, kind)
         for number, batch in enumerate(make_batches(trainer, options.batch_size, 3)):
-            kinds_of_step(trainer)[options.only](batch, number)
+            kinds_of_step(trainer)[step](batch, number)
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
         return
-    batches = make_batches(trainer, options.batch_size, options.repeats + 1)
-    seconds = measure(trainer, batches, options.repeats)
-    num_distinct = statistics.mean(len(torch.unique(batch["region_text"], dim=0)) for batch in batches)
-    del trainer
     peaks = {
         name: peak_bytes(name, options.model, options.batch_size, options.threads)
-        for name in ("plain", "prompter")
+        for name in ("plain", *SETTINGS)
     }
+    trainers = {kind: make_trainer(options.model, options.batch_size, kind) for kind in SETTINGS}
+    batches = make_batches(trainers["prompter"], options.batch_size, options.repeats + 1)
+    steps = kinds_of_step(trainers["prompter"])
+    steps |= {kind: kinds_of_step(trainer)["regions"] for kind, trainer in trainers.items()}
+    del steps["regions"]
+    seconds = measure(steps, batches, options.repeats)
+    num_distinct = statistics.mean(len(torch.unique(batch["region_text"], dim=0)) for batch in batches)
     lines = [
         row("plain CLIP", "plain", *seconds, peaks["plain"]),
         row("with the Prompter", "prompter", *seconds, peaks["prompter"]),
-        row("of the former: captions through the text tower", "captions", *seconds, None),
-        row("of the latter: captions and phrases, packed", "texts", *seconds, None),
+        row("with the Prompter as published", "published", *seconds, peaks["published"]),
+        row("of the first: captions through the text tower", "captions", *seconds, None),
+        row("of the others: captions and phrases, packed", "texts", *seconds, None),
     ]
     body = (
         f"{options.model}, random weights, fp32, batch {options.batch_size}, {options.threads} thread(s); "
         f"{PER_IMAGE} regions an image, phrases of {WORDS[0]} to {WORDS[1]} words of which "
         f"{num_distinct:.0f} of {PER_IMAGE * options.batch_size} are distinct; the Prompter by its default "
-        f"settings. {options.repeats} steps of each kind in turns after one warm-up; seconds are medians; a "
-        "ratio is the median (and range) of those of two steps on the same batch, one after the other.\n\n"
+        f"settings, and as published ({SETTINGS['published']}). {options.repeats} steps of each kind in "
+        "turns after one warm-up; seconds are medians; a ratio is the median (and range) of those of two "
+        "steps on the same batch, one after the other.\n\n"
         "| step | seconds, clock | x plain CLIP | seconds, processor | x plain CLIP | peak memory, GiB |\n"
         "|---|---|---|---|---|---|\n" + "\n".join(lines) + "\n"
     )
