@@ -198,7 +198,7 @@ def test_any_shape(num_pairs: int, embed_dim: int, tile_size: int, kernel: str, 
 @pytest.mark.parametrize("kernel", loss_jobs.TILE_KERNELS)
 @pytest.mark.parametrize("loss", [clip_loss, _siglip])
 def test_nearly_identical_features_at_the_largest_scale(loss, kernel: str) -> None:  # type: ignore[no-untyped-def]
-    num_pairs = 16_384 if kernel == "tiled" else 512
+    num_pairs = 8_192 if kernel == "tiled" else 512
     generator = torch.Generator().manual_seed(0)
     image = 1e-3 * torch.randn(num_pairs, 4, generator=generator)
     image = F.normalize(image + torch.tensor([1.0, 0.0, 0.0, 0.0]), dim=-1)

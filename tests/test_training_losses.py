@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -16,19 +17,29 @@ from clipkit.cli import main
 from clipkit.losses import Pairs, clip_loss
 from clipkit.scenes import SceneShards, write_shards
 
-ON_FOUR_RANKS = {
-    "ring of tiles": ["--loss.kernel", "tiled", "--loss.exchange", "ring"],
-    "world": ["--loss.kernel", "dense"],
-    "group": ["--loss.scope", "group", "--loss.group-size", "2", "--loss.kernel", "tiled"],
-    "sigmoid": ["--loss.objective", "sigmoid", "--loss.kernel", "tiled", "--loss.exchange", "ring"],
+
+@dataclass(frozen=True)
+class Run:
+    """A run of 128 pairs a step, but for that which learns its bias first."""
+
+    flags: list[str]
+    world_size: int = 2
+    num_steps: int = 8
+    num_pairs: int = 128
+    learns: bool = False
+
+
+RUNS = {
+    "ring of tiles": Run(["--loss.kernel", "tiled", "--loss.exchange", "ring"], num_steps=18, learns=True),
+    "world": Run(["--loss.kernel", "dense"]),
+    "group": Run(["--loss.scope", "group", "--loss.group-size", "2", "--loss.kernel", "tiled"], world_size=4),
+    "sigmoid": Run(
+        ["--loss.objective", "sigmoid", "--loss.kernel", "tiled", "--loss.exchange", "ring"],
+        num_steps=80,
+        num_pairs=32,
+        learns=True,
+    ),
 }
-LENGTHS = {
-    "ring of tiles": ["--steps", "18", "--data.batch-size-per-rank", "32"],
-    # It has to learn its bias first.
-    "sigmoid": ["--steps", "80", "--data.batch-size-per-rank", "8"],
-}
-"""Of the runs that are to learn; the others are compared with these."""
-SHORT = ["--steps", "8", "--data.batch-size-per-rank", "32"]
 
 
 @pytest.fixture(scope="module")
@@ -45,20 +56,20 @@ def flags(output: Path, scenes: Path, *more: str) -> list[str]:
 
 
 @pytest.mark.slow
-def test_every_kind_of_loss_learns_or_is_the_same_run_on_four_ranks(
-    tmp_path: Path, scenes: Path, ranks: RankPool
-) -> None:
+def test_every_kind_of_loss_learns_or_is_the_same_run(tmp_path: Path, scenes: Path, ranks: RankPool) -> None:
     common = ["--optim.lr", "3e-3", "--optim.warmup-steps", "6", "--optim.schedule", "constant"]
     accuracies, curves = {}, {}
-    for name, own in ON_FOUR_RANKS.items():
+    for name, run in RUNS.items():
         output = tmp_path / name
-        more = [*own, *LENGTHS.get(name, SHORT)]
-        if name in LENGTHS:
+        more = [*run.flags, "--steps", str(run.num_steps)]
+        more += ["--data.batch-size-per-rank", str(run.num_pairs // run.world_size)]
+        if run.learns:
             more += ["--eval.zero-shot.objects", str(scenes / "objects" / "test")]
-        assert ranks.run(4, rank_jobs.command, flags(output, scenes, *common, *more)) == [0] * 4
+        done = ranks.run(run.world_size, rank_jobs.command, flags(output, scenes, *common, *more))
+        assert done == [0] * run.world_size
         log = read_runlog(output / "runlog.jsonl")
         curves[name] = torch.tensor([line["loss_nats"] for line in log if "loss_nats" in line])
-        if name in LENGTHS:
+        if run.learns:
             accuracies[name] = log[-1]["objects/top1"]
             assert curves[name][-5:].mean() < 0.9 * curves[name][:5].mean(), name
     # Chance is 1 of 64, and the sigmoid loss is slower at first.
