@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
+from collections.abc import Mapping
+from fractions import Fraction
+
 import torch
 from torch import Tensor
 
@@ -42,6 +47,61 @@ def region_retrieval_ranks(
     pairs = torch.stack([phrase_of_region, torch.arange(num_regions)], dim=1)
     to_region = positive_ranks(phrase_features, region_features, pairs)
     return to_text, to_region[phrase_of_region]
+
+
+def region_retrieval_chance(phrase_of_region: Tensor, k: int) -> tuple[float, float]:
+    """Recall@K of both ranks of `region_retrieval_ranks` where features say nothing.
+
+    Equal texts come one after the other, so that for a region the distinct texts are in a random order, each
+    as long as it is frequent; for a text, all regions are.
+
+    Args:
+        phrase_of_region: (R,) int64 in [0, U); each of the U occurs.
+        k: at least 1.
+
+    Returns:
+        Recall@K from region to text and from text to region, means over the R regions.
+    """
+    counts = torch.bincount(phrase_of_region)
+    num_regions, num_phrases = len(phrase_of_region), len(counts)
+    frequencies = Counter(counts.tolist())
+    ways = _subsets(frequencies, k)
+    to_text = 0.0
+    for own, number in frequencies.items():
+        # Of the texts before the own one, any number is equally likely, and then any set of that number.
+        others = _without(ways, own, k)
+        found = sum(
+            Fraction(sum(others[size]), math.comb(num_phrases - 1, size))
+            for size in range(min(k, num_phrases))
+        )
+        to_text += own * number / num_regions * float(found / num_phrases)
+    wrong = num_regions - counts[phrase_of_region].double()
+    draws = torch.arange(min(k, num_regions), dtype=torch.float64)
+    missed = (wrong[:, None] - draws).clamp(min=0) / (num_regions - draws)
+    return to_text, 1 - float(missed.prod(dim=1).mean())
+
+
+def _subsets(frequencies: Mapping[int, int], k: int) -> list[list[int]]:
+    """`[size][total]`: sets of `size` texts that occur `total` < k times together."""
+    ways = [[int(size == total == 0) for total in range(k)] for size in range(k)]
+    for length, number in frequencies.items():
+        after = [[0] * k for _ in range(k)]
+        for taken in range(min(number, (k - 1) // length) + 1):
+            factor = math.comb(number, taken)
+            for size in range(k - taken):
+                for total in range(k - taken * length):
+                    after[size + taken][total + taken * length] += factor * ways[size][total]
+        ways = after
+    return ways
+
+
+def _without(ways: list[list[int]], length: int, k: int) -> list[list[int]]:
+    """The sets of `_subsets` without one of the texts, which occurs `length` times."""
+    found: list[list[int]] = []
+    for row in ways:
+        before = found[-1] if found else [0] * k
+        found.append([row[total] - (before[total - length] if total >= length else 0) for total in range(k)])
+    return found
 
 
 def best_ious(predicted: Tensor, boxes: Tensor, phrase_of_box: Tensor) -> Tensor:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from hand_features import at, random_rows
 
 from clipkit.metrics import positive_ranks
-from clipkit.region_metrics import best_ious, contain, region_retrieval_ranks
+from clipkit.region_metrics import best_ious, contain, region_retrieval_chance, region_retrieval_ranks
 
 
 def test_region_retrieval_by_hand() -> None:
@@ -23,6 +25,21 @@ def test_region_retrieval_by_hand() -> None:
     assert to_text.tolist() == [0, 0, 0]
     to_text, _ = region_retrieval_ranks(at(80, 85, 70), at(0, 90), torch.tensor([1, 1, 0]))
     assert to_text.tolist() == [0, 0, 2]
+
+
+@pytest.mark.parametrize("phrases", [[0], [0, 0, 0], [0, 1, 1], [0, 1, 2, 3], [0, 0, 1, 1, 1, 2]])
+@pytest.mark.parametrize("k", [1, 2, 3, 10])
+def test_chance_of_region_retrieval_is_that_of_all_orders(phrases: list[int], k: int) -> None:
+    texts = list(itertools.permutations(set(phrases)))
+    to_text = [
+        sum(phrases.count(other) for other in order[: order.index(own)]) < k
+        for order in texts
+        for own in phrases
+    ]
+    regions = list(itertools.permutations(range(len(phrases))))
+    to_region = [own in [phrases[region] for region in order[:k]] for order in regions for own in phrases]
+    expected = [sum(found) / len(found) for found in (to_text, to_region)]
+    assert region_retrieval_chance(torch.tensor(phrases), k) == pytest.approx(tuple(expected))
 
 
 def test_region_retrieval_equals_ranks_over_all_texts() -> None:

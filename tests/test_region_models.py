@@ -62,6 +62,28 @@ def test_one_forward_gives_both_towers_and_what_the_losses_need(kind: str) -> No
 
 
 @pytest.mark.parametrize("kind", REGION_HEADS)
+@pytest.mark.parametrize(
+    ("boxes", "index", "message"),
+    [
+        ([[float("nan"), 0.1, 0.5, 0.5]], [0], "must be finite"),
+        ([[0.0, 0.0, float("inf"), 1.0]], [0], "must be finite"),
+        ([[0.0, 0.0, 1.0, 1.0]], [0, 1], r"got \(1, 4\) and \(2,\)"),
+        ([[0.0, 0.0, 1.0, 1.0]], [6], r"must be in \[0, 6\), got 6 to 6"),
+        ([[0.0, 0.0, 1.0, 1.0]], [-1], r"must be in \[0, 6\), got -1"),
+    ],
+)
+def test_boxes_that_are_none_are_refused(
+    kind: str, boxes: list[list[float]], index: list[int], message: str
+) -> None:
+    model = _model(kind).eval()
+    seen = model.tokens(images_for(model, batch=6))
+    with pytest.raises(ValueError, match=message):
+        model.encode_regions(seen, torch.tensor(boxes), torch.tensor(index))
+    nothing = model.encode_regions(seen, torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
+    assert nothing.shape == (0, model.embed_dim)
+
+
+@pytest.mark.parametrize("kind", REGION_HEADS)
 def test_the_gradient_of_parts_with_any_number_of_regions_is_that_of_the_batch(kind: str) -> None:
     def loss(features: gradcache.Features) -> Tensor:
         regions = RegionBatch(boxes=BOXES, box_index=INDEX, phrase_features=features["phrase_features"])

@@ -149,8 +149,9 @@ def test_retrieval_by_hand(data: str) -> None:
     assert found.metrics["r2t_recall@2"] == 1
     assert next(iter(found.metrics)) == "r2t_recall@1"
     assert found.metrics["tokens_r2t_recall@1"] == 1
-    # Of three texts, one is right for the cat, two for either dog.
-    assert found.chance["r2t_recall@1"] == pytest.approx((1 / 3 + 2 / 3 + 2 / 3) / 3)
+    # "A cat" comes before or behind both of "a dog"; of the regions, one is right for the cat, two for a dog.
+    assert found.chance["r2t_recall@1"] == pytest.approx(1 / 2)
+    assert found.chance["r2t_recall@2"] == pytest.approx((1 / 2 + 1 + 1) / 3)
     assert found.chance["t2r_recall@2"] == pytest.approx((2 / 3 + 1 + 1) / 3)
     assert found.tables[0].rows[0] == ("region head (prompter)", "66.7 %", "100.0 %", "100.0 %", "100.0 %")
     assert "2 distinct phrases; 2 regions share theirs" in found.notes[0]

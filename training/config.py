@@ -6,6 +6,7 @@ Nothing here imports torch, so help and mistakes in a configuration are answered
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -176,7 +177,7 @@ class LossConfig:
             f"loss.label_smoothing must be in [0, 1), got {self.label_smoothing}",
         )
         for name, weight in self.weights.items():
-            _require(weight >= 0, f"loss.weights.{name} must be >= 0, got {weight}")
+            _require(0 <= weight < math.inf, f"loss.weights.{name} must be finite and >= 0, got {weight}")
 
     def weight(self, name: str) -> float:
         """The factor of a loss that is added to the contrastive one."""
@@ -340,7 +341,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         _require(
             (self.epochs is None) != (self.steps is None),
-            f"set one of epochs and steps, got epochs={self.epochs} and steps={self.steps}",
+            f"set one of epochs and steps, got epochs={self.epochs} and steps={self.steps}; what a file or "
+            "recipe has is taken back with none, as in --epochs none --steps 1000",
         )
         _require(self.epochs is None or self.epochs > 0, f"epochs must be > 0, got {self.epochs}")
         _require(self.steps is None or self.steps >= 1, f"steps must be >= 1, got {self.steps}")

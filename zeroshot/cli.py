@@ -45,8 +45,8 @@ class ClassifyOptions:
     """For names: `openai`, `openai-simple`, or a file; for descriptions: one prompt with `{c}` and `{d}`."""
     boxes: Path | None = None
     """Ask about boxes of the pictures instead of whole ones, by the model's region head: a JSON file `{image:
-    [[x0, y0, x1, y1], ...]}`, in fractions of the image if no number exceeds 1, else in pixels; or COCO's
-    instances. Without paths, the pictures are those of the file."""
+    [[x0, y0, x1, y1], ...]}`, all in fractions of the image or all in pixels, which is told by most of them;
+    or COCO's instances. Without paths, the pictures are those of the file."""
     image_weight: float | None = None
     """With descriptions and a model with a query decoder (GRAIN): how much the whole picture counts, 0 to 1.
     The rest is the mean over the regions that queries found, each with the descriptor that fits it best."""

@@ -51,8 +51,14 @@ def encode_regions(model: DualEncoder, seen: TowerOutput, boxes: Tensor, box_ind
         (R, D) fp32, L2-normalised.
 
     Raises:
-        ValueError: the model has no region head.
+        ValueError: the model has no region head, boxes that are not finite, or an index of no image.
     """
+    if boxes.shape != (len(box_index), 4) or not boxes.isfinite().all():
+        raise ValueError(
+            f"boxes must be finite and (R, 4) with a box_index (R,), got {tuple(boxes.shape)} and "
+            f"{tuple(box_index.shape)}"
+        )
+    _check_index(box_index, len(seen.tokens[0]))
     device = seen.tokens[0].device
     return region_head_of(model).encode_regions(
         seen.tokens[0], grid_of(seen), boxes.to(device), box_index.to(device)
@@ -76,7 +82,7 @@ def ground(
         (P, 4) xyxy fractions in [0, 1] of the images as the tower sees them.
 
     Raises:
-        ValueError: the model has no region head, or one that cannot ground.
+        ValueError: the model has no region head, or one that cannot ground; an index of no image.
     """
     head = region_head_of(model)
     # A string is a sequence of texts too, of one letter each.
@@ -88,7 +94,15 @@ def ground(
     if index is None:
         index = torch.arange(len(images)).repeat_interleave(len(phrases))
         phrase_features = phrase_features.repeat(len(images), 1)
+    _check_index(index, len(images))
     return head.ground(seen.tokens[0], grid_of(seen), phrase_features, index.to(device))
+
+
+def _check_index(index: Tensor, num_images: int) -> None:
+    """Heads may read foreign memory for an index of no image."""
+    lowest, highest = (int(index.min()), int(index.max())) if len(index) else (0, 0)
+    if lowest < 0 or highest >= max(num_images, 1):
+        raise ValueError(f"the image of a box must be in [0, {num_images}), got {lowest} to {highest}")
 
 
 @torch.no_grad()

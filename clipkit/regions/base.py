@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -36,6 +38,35 @@ class Contrast:
 
 
 WITH_ALL_RANKS = Contrast()
+
+
+def check_settings(config: Any) -> None:
+    """Refuse settings of a head that no head can have.
+
+    Args:
+        config: an instance of a `RegionHead.Config`; switches are bool, whole numbers at least 1, others at
+            least 0 and finite.
+
+    Raises:
+        ValueError: it names the setting.
+    """
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if isinstance(field.default, bool):
+            fits, wanted = isinstance(value, bool), "true or false"
+        elif isinstance(field.default, int):
+            fits, wanted = is_number and isinstance(value, int) and value >= 1, "a whole number >= 1"
+        elif field.name in _LARGEST:
+            largest = _LARGEST[field.name]
+            fits, wanted = is_number and 0 <= value <= largest, f"in [0, {largest:g}]"
+        else:
+            fits, wanted = is_number and 0 < value < math.inf, "a number > 0"
+        if not fits:
+            raise ValueError(f"regions.settings.{field.name} must be {wanted}, got {value}")
+
+
+_LARGEST = {"dropout": 1.0, "max_text_similarity": 1.0}
 
 
 class RegionHead(nn.Module, ABC):

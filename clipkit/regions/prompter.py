@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from clipkit.losses.grounding import corner_loss
 from clipkit.losses.inputs import at_least_fp32
 from clipkit.losses.region import MAX_TEXT_SIMILARITY, region_loss
-from clipkit.regions.base import WITH_ALL_RANKS, Contrast, RegionBatch, RegionHead
+from clipkit.regions.base import WITH_ALL_RANKS, Contrast, RegionBatch, RegionHead, check_settings
 from clipkit.regions.places import point_encoding, with_places
 
 
@@ -43,6 +43,9 @@ class PrompterConfig:
     """Take the mean of the outputs of the prompts; else, as published, of prompts and tokens."""
     places_tokens: bool = True
     """Give tokens, normalised, the encoding of their centre; else, as published, none."""
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
 
 class Prompter(RegionHead):

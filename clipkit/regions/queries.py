@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from clipkit.losses.grounding import as_corners, box_loss, match, paired_giou
 from clipkit.losses.inputs import at_least_fp32
 from clipkit.losses.region import MAX_TEXT_SIMILARITY, region_loss
-from clipkit.regions.base import WITH_ALL_RANKS, Contrast, RegionBatch, RegionHead
+from clipkit.regions.base import WITH_ALL_RANKS, Contrast, RegionBatch, RegionHead, check_settings
 from clipkit.regions.places import with_places
 
 
@@ -34,6 +34,9 @@ class QueryDecoderConfig:
     is_local: bool = False
     """Contrast regions with all texts of this rank alone and in one direction, as the published code does,
     instead of with those of all ranks in both."""
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from clipkit.losses.inputs import at_least_fp32
 from clipkit.losses.region import MAX_TEXT_SIMILARITY, region_loss
-from clipkit.regions.base import WITH_ALL_RANKS, Contrast, RegionBatch, RegionHead
+from clipkit.regions.base import WITH_ALL_RANKS, Contrast, RegionBatch, RegionHead, check_settings
 
 _SAMPLES = 2
 """Samples of a bin in each direction."""
@@ -26,6 +26,9 @@ class RoIAlignConfig:
     """Of a box, in each direction."""
     max_text_similarity: float = MAX_TEXT_SIMILARITY
     """Cosine above which two phrases are no negatives of each other; 1 for no such filter."""
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
 
 class RoIAlign(RegionHead):

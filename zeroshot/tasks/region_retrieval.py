@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from clipkit.data.samples import Source
-from clipkit.region_metrics import region_retrieval_ranks
+from clipkit.region_metrics import region_retrieval_chance, region_retrieval_ranks
 
 from ..protocols.published_regions import published_retrieval
 from .base import Features, Measurement, Table
@@ -62,18 +62,21 @@ class RegionRetrieval(RegionTask):
         phrase_of_region = torch.tensor([distinct[text] for text in texts])
         phrase_features = features.texts(self._first_spellings(rows, distinct))
         outcomes: dict[str, Tensor] = {}
+        chance: dict[str, float] = {}
+        by_k = {k: region_retrieval_chance(phrase_of_region, k) for k in self.recall_k}
         for method, own in rows.features.items():
             ranks = region_retrieval_ranks(own, phrase_features, phrase_of_region)
-            for direction, found in zip(_DIRECTIONS, ranks, strict=True):
+            for place, (direction, found) in enumerate(zip(_DIRECTIONS, ranks, strict=True)):
                 for k in self.recall_k:
-                    outcomes[f"{prefix(method)}{direction}_recall@{k}"] = (found < k).double()
+                    name = f"{prefix(method)}{direction}_recall@{k}"
+                    outcomes[name] = (found < k).double()
+                    chance[name] = by_k[k][place]
         metrics = {name: float(values.mean()) for name, values in outcomes.items()}
-        chance = self._chance(phrase_of_region)
         return Measurement(
             metrics=metrics,
             outcomes=outcomes if rows.is_whole else {},
             intervals={name: interval_over_images(values, rows.image) for name, values in outcomes.items()},
-            chance={name: chance[int(name.rpartition("@")[2])] for name in metrics},
+            chance=chance,
             tables=(self._table(metrics, rows), published_retrieval(self._shown_rows(metrics, rows))),
             notes=(*self._notes(phrase_of_region, rows), *rows.notes),
         )
@@ -85,17 +88,6 @@ class RegionRetrieval(RegionTask):
             phrase = self._pool.phrases[number]
             found.setdefault(phrase.casefold(), phrase)
         return [found[text] for text in distinct]
-
-    def _chance(self, phrase_of_region: Tensor) -> dict[int, float]:
-        """By K: the share of regions that have a right one among K of all, drawn at random."""
-        num_regions = len(phrase_of_region)
-        wrong = num_regions - torch.bincount(phrase_of_region)[phrase_of_region].double()
-        chance = {}
-        for k in self.recall_k:
-            draws = torch.arange(min(k, num_regions), dtype=torch.float64)
-            missed = (wrong[:, None] - draws).clamp(min=0) / (num_regions - draws)
-            chance[k] = 1 - float(missed.prod(dim=1).mean())
-        return chance
 
     def _table(self, metrics: Mapping[str, float], rows: RegionRows) -> Table:
         names = [(direction, k) for direction in _DIRECTIONS for k in self.recall_k]
