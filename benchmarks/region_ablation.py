@@ -55,7 +55,7 @@ def _cloc(title: str, *, per_image: int = 4, **settings: float | bool) -> Row:
     return Row(
         title,
         {"head": "prompter", "per_image": per_image, "settings": settings},
-        {"grounding": 10.0} if settings.get("with_grounding", True) else {},
+        {"grounding": GROUNDING_WEIGHT} if settings.get("with_grounding", True) else {},
     )
 
 

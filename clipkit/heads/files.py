@@ -109,6 +109,7 @@ def write_tensors(
             save_file(own, temporary, metadata={"format": "pt"})
             temporary.chmod(0o644)
             flush_to_disk(temporary)
+            checksum = sha256_of(temporary)
     except SafetensorError as error:
         raise OSError(f"cannot write {tensors_path}: {error}") from None
     content = {
@@ -116,7 +117,7 @@ def write_tensors(
         "model_id": model_id,
         "clipkit": __version__,
         **facts,
-        "tensors_sha256": sha256_of(tensors_path),
+        "tensors_sha256": checksum,
     }
     _write_json(record_path, content)
     _note_in_record(model_dir)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -40,12 +40,13 @@ class Contrast:
 WITH_ALL_RANKS = Contrast()
 
 
-def check_settings(config: Any) -> None:
+def check_settings(config: Any, *, fractions: Collection[str] = ()) -> None:
     """Refuse settings of a head that no head can have.
 
     Args:
-        config: an instance of a `RegionHead.Config`; switches are bool, whole numbers at least 1, others at
-            least 0 and finite.
+        config: an instance of a `RegionHead.Config`; switches are bool, whole numbers at least 1, others
+            more than 0 and finite.
+        fractions: names of settings in [0, 1].
 
     Raises:
         ValueError: it names the setting.
@@ -57,16 +58,12 @@ def check_settings(config: Any) -> None:
             fits, wanted = isinstance(value, bool), "true or false"
         elif isinstance(field.default, int):
             fits, wanted = is_number and isinstance(value, int) and value >= 1, "a whole number >= 1"
-        elif field.name in _LARGEST:
-            largest = _LARGEST[field.name]
-            fits, wanted = is_number and 0 <= value <= largest, f"in [0, {largest:g}]"
+        elif field.name in fractions:
+            fits, wanted = is_number and 0 <= value <= 1, "in [0, 1]"
         else:
             fits, wanted = is_number and 0 < value < math.inf, "a number > 0"
         if not fits:
-            raise ValueError(f"regions.settings.{field.name} must be {wanted}, got {value}")
-
-
-_LARGEST = {"dropout": 1.0, "max_text_similarity": 1.0}
+            raise ValueError(f"the setting {field.name} of a region head must be {wanted}, got {value}")
 
 
 class RegionHead(nn.Module, ABC):

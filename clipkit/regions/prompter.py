@@ -45,7 +45,7 @@ class PrompterConfig:
     """Give tokens, normalised, the encoding of their centre; else, as published, none."""
 
     def __post_init__(self) -> None:
-        check_settings(self)
+        check_settings(self, fractions=("max_text_similarity",))
 
 
 class Prompter(RegionHead):

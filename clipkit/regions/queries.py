@@ -36,7 +36,7 @@ class QueryDecoderConfig:
     instead of with those of all ranks in both."""
 
     def __post_init__(self) -> None:
-        check_settings(self)
+        check_settings(self, fractions=("dropout", "max_text_similarity"))
 
 
 @dataclass(frozen=True)

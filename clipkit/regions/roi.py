@@ -28,7 +28,7 @@ class RoIAlignConfig:
     """Cosine above which two phrases are no negatives of each other; 1 for no such filter."""
 
     def __post_init__(self) -> None:
-        check_settings(self)
+        check_settings(self, fractions=("max_text_similarity",))
 
 
 class RoIAlign(RegionHead):
