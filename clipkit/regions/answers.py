@@ -100,9 +100,9 @@ def ground(
 
 def _check_index(index: Tensor, num_images: int) -> None:
     """Heads may read foreign memory for an index of no image."""
-    lowest, highest = (int(index.min()), int(index.max())) if len(index) else (0, 0)
-    if lowest < 0 or highest >= max(num_images, 1):
-        raise ValueError(f"the image of a box must be in [0, {num_images}), got {lowest} to {highest}")
+    if len(index) and (int(index.min()) < 0 or int(index.max()) >= num_images):
+        given = f"{int(index.min())} to {int(index.max())}"
+        raise ValueError(f"the image of a box must be in [0, {num_images}), got {given}")
 
 
 @torch.no_grad()
