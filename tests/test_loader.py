@@ -210,11 +210,20 @@ def test_the_run_s_generator_is_left_alone(good, num_workers):
 
 
 SIGNALLED = """
-    import itertools, os, signal, sys, time
+    import os, signal, sys
+    import torch
     sys.path[:0] = [{tests!r}]
     from clipkit.data.sources import open_source
     from loader_jobs import loader
 
+    main, set_num_threads = os.getpid(), torch.set_num_threads
+
+    def signalled_at_start(number):  # what every worker calls before it calls anything of ours
+        if os.getpid() != main:
+            os.kill(os.getpid(), {number})
+        set_num_threads(number)
+
+    torch.set_num_threads = signalled_at_start
     stopped = []
     for name in ("SIGINT", "SIGTERM"):
         signal.signal(getattr(signal, name), lambda *_: stopped.append(1))

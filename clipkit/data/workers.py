@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import signal
 import sys
@@ -16,6 +17,8 @@ from torch.utils.data import DataLoader
 Item = TypeVar("Item")
 ItemOut = TypeVar("ItemOut", covariant=True)
 PREFETCH_FACTOR = 2
+
+_LEFT_TO_MAIN = (signal.SIGINT, signal.SIGTERM)
 
 
 class Producer(Protocol[ItemOut]):
@@ -58,7 +61,7 @@ def produce(producer: Producer[Item], numbers: Iterable[int], num_workers: int) 
     Raises:
         ValueError, OSError: as the producer raised them, without a worker's traceback.
     """
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _signals_held_back():
         warnings.filterwarnings("ignore", ".*fork.*", DeprecationWarning)  # Python >= 3.12, of any thread
         warnings.filterwarnings("ignore", ".*worker processes in total")  # more than cores: the user's choice
         items = iter(_data_loader(producer, numbers, num_workers))
@@ -102,7 +105,25 @@ def _start_method() -> str:
     return "fork" if sys.platform == "linux" else "spawn"
 
 
+@contextlib.contextmanager
+def _signals_held_back() -> Iterator[None]:
+    """Signals wait meanwhile, in workers started meanwhile until they ignore them.
+
+    A worker would else hear them in its first moments, and torch's handler of SIGTERM ends it.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows, which sends no SIGTERM
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _LEFT_TO_MAIN)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _init_worker(_number: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in _LEFT_TO_MAIN:
+        signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _LEFT_TO_MAIN)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # transformers' tokenizers warn after a fork
