@@ -11,6 +11,7 @@ from cyclopts import App
 from cyclopts.exceptions import CycloptsError
 
 from clipkit.version import __version__
+from clipkit.whole_numbers import refuse_fractions
 
 COMMANDS = {
     "adapt": (
@@ -75,6 +76,7 @@ def make_app() -> App:
         name="clipkit",
         help="CLIP-family models, from captioned images to a model directory that open_clip loads too.",
         version=__version__,
+        config=[refuse_fractions],
         exit_on_error=False,
         print_error=False,
         suppress_keyboard_interrupt=False,

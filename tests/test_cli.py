@@ -2,11 +2,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from cyclopts import App
+from cyclopts.exceptions import CoercionError
 
 import clipkit
 from clipkit import cli
+from clipkit.whole_numbers import refuse_fractions
 
 
 def _modules_after(statement: str) -> set[str]:
@@ -51,6 +55,40 @@ def test_an_unknown_command_is_named(capsys: pytest.CaptureFixture[str]) -> None
     assert error.count("\n") == 1
     assert "trian" in error
     assert "train" in error
+
+
+@pytest.mark.parametrize("value", ["2.5", "inf", "nan"])
+@pytest.mark.parametrize("source", ["flag", "file", "environment"])
+def test_settings_that_are_whole_numbers_are_not_rounded(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    source: str,
+    value: str,
+) -> None:
+    given = {"flag": ["--regions.per-image", value], "file": ["--config", str(tmp_path / "c.yaml")]}
+    (tmp_path / "c.yaml").write_text(f"regions:\n  per_image: {value}\n")
+    if source == "environment":
+        monkeypatch.setenv("CLIPKIT_TRAIN_REGIONS_PER_IMAGE", value)
+    assert cli.main(["train", "--output", str(tmp_path / "out"), *given.get(source, [])]) == cli.EXIT_USAGE
+    assert f'unable to convert "{value}" into int' in capsys.readouterr().err
+
+
+def test_whole_numbers_may_be_written_as_floats_and_in_any_base() -> None:
+    found = []
+    app = App(config=[refuse_fractions], result_action="return_value")
+
+    @app.default
+    def take(
+        *, one: int, many: tuple[int, ...], perhaps: int | None, real: float, either: int | float
+    ) -> None:
+        found.append((one, many, perhaps, real, either))
+
+    app(["--one=2.0", "--many=0x10", "--many=3", "--perhaps=-4", "--real=2.5", "--either=2.5"])
+    assert found[0][:4] == (2, (16, 3), -4, 2.5)
+    for wrong in (["--many=1", "--many=2.5"], ["--perhaps", "2.5"]):
+        with pytest.raises(CoercionError, match=r"2\.5"):
+            app(["--one=2", "--real=1", "--either=1", *wrong], exit_on_error=False, print_error=False)
 
 
 @pytest.mark.parametrize(

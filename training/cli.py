@@ -8,6 +8,8 @@ from typing import Annotated, Any
 from cyclopts import App, Parameter
 from cyclopts.config import Env, Yaml
 
+from clipkit.whole_numbers import refuse_fractions
+
 from .config import TrainConfig
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -30,7 +32,7 @@ def _config_path(value: str) -> Path:
 app = App(
     name="train",
     help="Train a dual encoder, from scratch or from any model, on one process or under torchrun.",
-    config=[Env("CLIPKIT_"), _read_yaml],
+    config=[Env("CLIPKIT_"), _read_yaml, refuse_fractions],
     default_parameter=Parameter(negative_iterable=(), show_env_var=False),
 )
 
