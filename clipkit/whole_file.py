@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 
 @contextmanager
 def whole_file(path: Path, *, is_shared: bool = False) -> Iterator[Path]:
     """The name of a file to write, `.NAME.tmp` beside `path`; at the end it takes the place of `path`.
 
-    Where writing fails it is removed, and what was at `path` is as it was.
+    Where writing fails it is removed, and what was at `path` is as it was; the error names `path` where the
+    system ran out of room and said no name.
 
     Args:
         path: in a folder that exists.
@@ -25,8 +29,10 @@ def whole_file(path: Path, *, is_shared: bool = False) -> Iterator[Path]:
     try:
         yield temporary
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno in _NO_ROOM and error.filename is None:
+            error.filename = os.fspath(path)
         raise
 
 

@@ -123,8 +123,13 @@ def test_the_second_question_about_boxes_is_answered_from_the_cache(
     ("content", "message"),
     [
         ("[", "does not parse as JSON"),
-        ("[1]", "must hold {image: [[x0, y0, x1, y1], ...]}"),
-        ('{"a.png": 3}', "must hold {image:"),
+        (
+            "[1]",
+            "must hold {image: [[x0, y0, x1, y1], ...]} or COCO's images and annotations: got a JSON list",
+        ),
+        ('{"a.png": 3}', "annotations: 'a.png' has 3 instead of a list of boxes"),
+        ('{"a.png": {"box": [0, 0, 1, 1]}}', 'has {"box": [0, 0, 1, 1]} instead of a list of boxes'),
+        ('{"images": 3, "annotations": []}', "annotations: images must be a list, got int"),
         ('{"a.png": [[50, 60, 10, 20], [80, 10, 20, 30]]}', "are impossible"),
         ('{"images": [], "annotations": {"image_id": 1}}', "must hold {image:"),
         ('{"images": [], "annotations": [{"image_id": 1}]}', "1 box_of_an_image_that_is_not_listed"),

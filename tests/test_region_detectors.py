@@ -64,6 +64,7 @@ def test_a_function_of_the_current_folder(tmp_path: Path, monkeypatch: pytest.Mo
     [
         ("in_pixels", "must return xyxy fractions of the picture: .*they look like pixels"),
         ("one_score_short", r"as many scores and phrase numbers as boxes, got \[1\] and \[2\] for 2 boxes"),
+        ("not_a_number", "must return scores that are numbers, got NaN"),
         ("no_such_phrase", "must return numbers of the 2 phrases, got 2 to 2"),
         ("nothing_at_all", r"must return boxes \(K, 4\), scores \(K,\) and phrase_index \(K,\)"),
     ],

@@ -20,7 +20,7 @@ from clipkit.data.sources import open_source
 from clipkit.images import CORRUPT_IMAGE
 from clipkit.regions import boxes
 from clipkit.regions.convert import OTHER_FILE_FORMAT, WRONG_SIZE
-from clipkit.regions.formats.base import CROWD, NO_BOX, UNREADABLE_IMAGE
+from clipkit.regions.formats.base import CROWD, LISTED_BEFORE, NO_BOX, UNREADABLE_IMAGE
 
 
 @pytest.fixture(autouse=True)
@@ -274,6 +274,35 @@ def test_entries_that_cannot_be_read_are_counted(tmp_path: Path, capsys: pytest.
     assert report["images_left_out"] == {UNREADABLE_IMAGE: 1}
     assert report["boxes_left_out"] == {CROWD: 1, NO_BOX: 1}
     assert report["examples"][NO_BOX] == ["annotation 1"]
+
+
+def test_an_image_that_is_listed_twice_is_converted_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = region_files.coco_instances()
+    expected = run(capsys, *coco(tmp_path, content), "--out", tmp_path / "once")
+    content["images"].append(content["images"][0])
+    report = run(capsys, *coco(tmp_path, content), "--out", tmp_path / "out")
+    assert report["images_left_out"] == {LISTED_BEFORE: 1}
+    assert report["examples"][LISTED_BEFORE] == [f"images[2]: id {content['images'][0]['id']}"]
+    assert (report["num_images"], report["num_regions"]) == (2, expected["num_regions"])
+    assert (tmp_path / "out/00000.tar").read_bytes() == (tmp_path / "once/00000.tar").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("empty", "message"),
+    [("images", "the annotations list no image"), ("annotations", "have no box for any of 2 images")],
+)
+def test_annotations_of_nothing_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], empty: str, message: str
+) -> None:
+    content = {**region_files.coco_instances(), empty: []}
+    if empty == "images":
+        content["annotations"] = []
+    arguments = [*coco(tmp_path, content), "--out", tmp_path / "out"]
+    assert main(["regions", "convert", *map(str, arguments)]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_unusable_images_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -194,6 +194,7 @@ def test_resume_with_other_workers_is_the_same_run(tmp_path: Path, shards: str) 
     [
         (["--optim.lr", "0.1"], "optim.lr=0.0005, got optim.lr=0.1"),
         (["--data.batch-size-per-rank", "4"], "data.batch_size_per_rank=8"),
+        (["--optim.ema-decay", "0.9"], "a run with no optim.ema_decay, got optim.ema_decay=0.9"),
     ],
 )
 def test_resuming_another_run_is_refused(

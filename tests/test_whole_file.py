@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,21 @@ def test_a_failure_leaves_what_was_there(tmp_path: Path, error: BaseException, h
         write()
     assert path.read_text() == "before"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError(errno.ENOSPC, "No space left"), f"[Errno {errno.ENOSPC}] No space left: '{{path}}'"),
+        (OSError(errno.ENOSPC, "No space left", "other"), f"[Errno {errno.ENOSPC}] No space left: 'other'"),
+        (OSError(errno.EIO, "of what is read"), f"[Errno {errno.EIO}] of what is read"),
+        (OSError("of ours"), "of ours"),
+    ],
+)
+def test_a_full_disk_is_said_with_the_file(tmp_path: Path, error: OSError, message: str) -> None:
+    with pytest.raises(OSError, match=r"No space|of") as found, whole_file(tmp_path / "a.json"):
+        raise error
+    assert str(found.value) == message.format(path=tmp_path / "a.json")
 
 
 def test_a_file_that_several_write_is_of_the_last(tmp_path: Path) -> None:

@@ -24,9 +24,18 @@ def _read_yaml(app: App, _commands: tuple[str, ...], arguments: Any) -> None:
 
 
 def _config_path(value: str) -> Path:
-    """A file, or the recipe of this name."""
-    recipe = RECIPES / f"{value}.yaml"
-    return recipe if recipe.is_file() and not Path(value).exists() else Path(value)
+    """A file, or the recipe of this name.
+
+    Raises:
+        FileNotFoundError: there is neither.
+    """
+    if Path(value).exists():
+        return Path(value)
+    recipes = {path.stem: path for path in sorted(RECIPES.glob("*.yaml"))}
+    if value not in recipes:
+        hint = "; a flag has no value: --NAME or --no-NAME" if value.lower() in ("true", "false") else ""
+        raise FileNotFoundError(f"no file of settings and no recipe ({', '.join(recipes)}) is {value}{hint}")
+    return recipes[value]
 
 
 app = App(

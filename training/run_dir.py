@@ -72,7 +72,7 @@ def _check_same_run(config: TrainConfig, state: dict[str, Any], path: Path) -> N
     if changed:
         key = changed[0]
         raise ValueError(
-            f"{path} belongs to a run with {key}={then.get(key)}, got {key}={now.get(key)}; resume with the "
+            f"{path} belongs to a run with {_said(then, key)}, got {_said(now, key)}; resume with the "
             "same settings, or start another --output with --model.source"
         )
 
@@ -91,6 +91,10 @@ def check_same_data(now: dict[str, str], then: dict[str, str], path: Path) -> No
                 f"source {name!r} is not what it was when {path} was written (samples per shard differ), so "
                 "the run cannot go on at its exact sample; restore the data or start another --output"
             )
+
+
+def _said(values: dict[str, Any], key: str) -> str:
+    return f"no {key}" if values.get(key) is None else f"{key}={values[key]}"
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -18,7 +18,7 @@ from clipkit.images import ImageError, image_size
 from clipkit.regions import boxes as region_boxes
 from clipkit.regions.boxes import BoxFormat
 from clipkit.regions.conventions import wrong_convention
-from clipkit.regions.formats.base import entries_of
+from clipkit.regions.formats.base import ENTRY_ERRORS, entries_of, what_is_wrong
 from clipkit.regions.formats.instances import image_paths, images_by_id, left_out_reason
 
 
@@ -88,10 +88,11 @@ def read_boxes(path: Path) -> BoxFile:
     try:
         if isinstance(content, Mapping) and {"images", "annotations"} <= content.keys():
             return _cleaned(path, _of_coco(content))
-        boxes = {str(name): list(own) for name, own in content.items()}
-    except (KeyError, TypeError, AttributeError) as error:
+        boxes = _of_plain(content)
+    except ENTRY_ERRORS as error:
         raise ValueError(
-            f"{path} must hold {{image: [[x0, y0, x1, y1], ...]}} or COCO's images and annotations: {error!r}"
+            f"{path} must hold {{image: [[x0, y0, x1, y1], ...]}} or COCO's images and annotations: "
+            f"{what_is_wrong(error)}"
         ) from None
     numbers = region_boxes.as_rows(box for own in boxes.values() for box in own)
     return _cleaned(path, _Given(boxes, "xyxy", in_pixels=region_boxes.looks_like_pixels(numbers)))
@@ -108,6 +109,15 @@ class _Given:
     sizes: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
     """Width and height of those pictures of which the file says them."""
     left_out: Problems = field(default_factory=Problems)
+
+
+def _of_plain(content: Any) -> dict[str, list[Any]]:
+    if not isinstance(content, Mapping):
+        raise TypeError(f"got a JSON {type(content).__name__}")
+    for name, own in content.items():
+        if not isinstance(own, list):
+            raise TypeError(f"{name!r} has {json.dumps(own)[:40]} instead of a list of boxes")
+    return dict(content)
 
 
 def _of_coco(content: Mapping[str, Any]) -> _Given:

@@ -177,9 +177,13 @@ def _write(folder: Path, annotations: Annotations, settings: ConvertSettings, sh
     if not tally.num_images:
         found = describe_counts(tally.images.counts)
         num_images = sum(tally.images.counts.values())
+        if not num_images:
+            raise ValueError("the annotations list no image")
         raise ValueError(f"none of {num_images:,} images can be used ({found}); see --images")
     if not tally.num_regions:
         found = describe_counts(tally.boxes.counts)
+        if not tally.boxes.counts:
+            raise ValueError(f"the annotations have no box for any of {tally.num_images:,} images")
         first = next((f", such as {examples[0]}" for examples in tally.boxes.examples.values()), "")
         raise ValueError(f"no box can be used, left out: {found}{first}")
     return tally.total(len(sizes))

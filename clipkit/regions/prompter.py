@@ -66,12 +66,15 @@ class Prompter(RegionHead):
         if width % 4:
             raise ValueError(f"a Prompter needs a tower whose width is a multiple of 4, got {width}")
         self.config = config or PrompterConfig()
+        mlp_width = int(self.config.mlp_ratio * width)
+        if not mlp_width:
+            raise ValueError(f"mlp_ratio must leave a unit of {width}, got {self.config.mlp_ratio}")
         self.width = width
         self.corners = nn.ModuleList(nn.Linear(width, width) for _ in range(2))
         self.layer = PromptedLayer(
             width,
             self.config.num_heads,
-            int(self.config.mlp_ratio * width),
+            mlp_width,
             prompts_only=self.config.pools_prompts,
         )
         self.norm = nn.LayerNorm(width)

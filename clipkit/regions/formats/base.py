@@ -16,6 +16,8 @@ CROWD = "box_of_a_crowd"
 UNKNOWN_IMAGE = "box_of_an_image_that_is_not_listed"
 UNKNOWN_CATEGORY = "box_of_a_category_that_is_not_listed"
 NO_BOX = "annotation_without_a_box"
+LISTED_BEFORE = "listed before"
+"""Another entry of the list of images has the same id."""
 UNREADABLE_IMAGE = "unreadable entry"
 """An entry of the list of images that lacks its id, name or size."""
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Container, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Hashable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 from clipkit.data.problems import Problems
 from clipkit.regions.formats.base import (
     CROWD,
+    LISTED_BEFORE,
     NO_BOX,
     UNKNOWN_CATEGORY,
     UNKNOWN_IMAGE,
@@ -65,7 +66,10 @@ def annotated_images(
     regions: Mapping[Any, Sequence[AnnotatedRegion]],
     left_out: Problems,
 ) -> list[AnnotatedImage]:
-    """The entries of `images`, with captions and regions by their ids; see `readable_images`."""
+    """The entries of `images`, with captions and regions by their ids; see `readable_images`.
+
+    Of entries with the same id the first is taken, and the others are counted.
+    """
 
     def read(entry: Entry) -> AnnotatedImage:
         return AnnotatedImage(
@@ -76,7 +80,20 @@ def annotated_images(
             regions=tuple(regions.get(entry["id"], ())),
         )
 
-    return readable_images(entries, read, left_out)
+    return readable_images(_first_of_each_id(entries, left_out), read, left_out)
+
+
+def _first_of_each_id(entries: Iterable[tuple[str, Any]], left_out: Problems) -> Iterator[tuple[str, Any]]:
+    found: set[Any] = set()
+    for where, entry in entries:
+        number = entry.get("id") if isinstance(entry, Mapping) else None
+        if number is None or not isinstance(number, Hashable):
+            yield where, entry  # for its reader to say what is wrong
+        elif number in found:
+            left_out.add(LISTED_BEFORE, [f"{where}: id {number}"])
+        else:
+            found.add(number)
+            yield where, entry
 
 
 def left_out_reason(annotation: Any, image_ids: Container[Any]) -> str | None:

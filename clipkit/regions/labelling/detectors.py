@@ -140,6 +140,8 @@ class CallableDetector:
                 f"{self._name} must return boxes (K, 4), scores (K,) and phrase_index (K,): {error}"
             ) from None
         num_boxes, index = len(found.boxes), found.phrase_index
+        if found.scores.isnan().any():
+            raise DetectionsError(f"{self._name} must return scores that are numbers, got NaN")
         if found.scores.shape != (num_boxes,) or index.shape != (num_boxes,):
             raise DetectionsError(
                 f"{self._name} must return as many scores and phrase numbers as boxes, got "
