@@ -3,9 +3,12 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
-from rank_pool import RankPool
+
+if TYPE_CHECKING:
+    from rank_pool import RankPool
 
 # Before anything imports triton, here or in a rank: its kernels run on the CPU, also where there is a GPU.
 os.environ["TRITON_INTERPRET"] = "1"
@@ -13,7 +16,8 @@ os.environ["TRITON_INTERPRET"] = "1"
 for name in ("COLUMNS", "LINES"):
     os.environ.pop(name, None)
 if "PYTEST_XDIST_WORKER" in os.environ:
-    # Before anything imports torch: beside other workers, one thread each is the fastest.
+    # Before anything imports torch: beside other workers, one thread each is the fastest. Processes that tests
+    # start inherit it, and must have as many as this one where they go on with its work bit for bit.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -31,6 +35,8 @@ def private_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def ranks(private_cache: None) -> Iterator[RankPool]:
+    from rank_pool import RankPool  # imports torch
+
     pool = RankPool()
     yield pool
     pool.close()
