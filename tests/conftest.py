@@ -16,8 +16,8 @@ os.environ["TRITON_INTERPRET"] = "1"
 for name in ("COLUMNS", "LINES"):
     os.environ.pop(name, None)
 if "PYTEST_XDIST_WORKER" in os.environ:
-    # Before anything imports torch: beside other workers, one thread each is the fastest. Processes that tests
-    # start inherit it, and must have as many as this one where they go on with its work bit for bit.
+    # Before anything imports torch: beside other workers, one thread each is the fastest. Processes that
+    # tests start inherit it; those that go on with work of this one bit for bit must have as many.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
