@@ -94,6 +94,7 @@ def own_pairs(case: Case, group: distributed.Group) -> tuple[slice, Pairs]:
         positive_keys=part(case.positive_keys),
         ignored_keys=part(case.ignored_keys),
         ignored=None if case.ignored is None else case.ignored[own, columns],
+        max_text_similarity=case.max_text_similarity,
         negative_text_features=part(case.negatives),
         weights=part(case.weights),
         row_counts=counts[first : first + size] if case.is_uneven else None,

@@ -27,6 +27,7 @@ class Case:
     positive_keys: Tensor | None = None
     ignored_keys: Tensor | None = None
     ignored: Tensor | None = None
+    max_text_similarity: float | None = None
     negatives: Tensor | None = None
     weights: Tensor | None = None
     is_uneven: bool = False
@@ -54,6 +55,7 @@ def cases() -> dict[str, Case]:
         "positive_keys": torch.randint(0, 9, (NUM_PAIRS,), generator=generator),
         "ignored_keys": torch.randint(0, 5, (NUM_PAIRS,), generator=generator),
         "ignored": some(0.3, NUM_PAIRS, NUM_PAIRS),
+        "max_text_similarity": 0.6,
         "negatives": F.normalize(randn(NUM_PAIRS, NUM_NEGATIVES, EMBED_DIM) + common, dim=-1),
         "weights": torch.rand(NUM_PAIRS, generator=generator) * some(0.8, NUM_PAIRS),
     }
@@ -63,6 +65,7 @@ def cases() -> dict[str, Case]:
         **{name: Case(image, text, **{name: value}) for name, value in extras.items()},
         "smoothing": Case(image, text, **smoothing),
         "smoothing and ignored": Case(image, text, **smoothing, ignored=extras["ignored"]),
+        "smoothing and max_text_similarity": Case(image, text, **smoothing, max_text_similarity=0.6),
         "uneven": Case(image, text, is_uneven=True),
         "clamp": Case(image, text, scale=100.0),
         "duplicates": Case(image[repeated], text[repeated]),
@@ -93,6 +96,8 @@ def _is_kept(case: Case, i: int, j: int) -> bool:
     if _is_positive(case, i, j):
         return True
     if case.ignored is not None and case.ignored[i, j]:
+        return False
+    if case.max_text_similarity is not None and case.text[i] @ case.text[j] > case.max_text_similarity:
         return False
     return case.ignored_keys is None or bool(case.ignored_keys[i] != case.ignored_keys[j])
 

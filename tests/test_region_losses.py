@@ -20,7 +20,9 @@ from clipkit.losses.grounding import (
     match,
     paired_giou,
 )
-from clipkit.losses.region import region_loss, similar_texts
+from clipkit.losses.kernels import TILE_SIZES
+from clipkit.losses.region import region_loss
+from clipkit.losses.text_similarity import similar_texts
 from clipkit.regions.base import WITH_ALL_RANKS, Contrast
 
 
@@ -58,10 +60,36 @@ def test_the_loss_is_that_of_loops(directions, kernel):
 def test_the_filter_leaves_out_exactly_the_pairs_above_the_limit():
     angles = torch.tensor([0.0, math.acos(0.9) - 1e-3, math.acos(0.9) + 1e-3, math.pi / 2])
     texts = torch.stack([angles.cos(), angles.sin()], dim=1)
-    found = similar_texts(texts, (4,), 0.9)
+    found = similar_texts(texts, texts, 0.9)
     cosines = texts @ texts.T
     assert torch.equal(found, cosines > 0.9)
     assert found[0].tolist() == [True, True, False, False]
+
+
+def test_the_filter_is_the_same_in_parts(monkeypatch):
+    rows, columns = _unit(9, 3), _unit(7, 3, seed=1)
+    expected = similar_texts(rows, columns, 0.5)
+    assert 0 < int(expected.sum()) < expected.numel()
+    for most in (1, 20):  # a row at a time; two, and one at the end
+        monkeypatch.setattr("clipkit.losses.text_similarity._PRODUCTS", most)
+        assert torch.equal(similar_texts(rows, columns, 0.5), expected)
+    assert similar_texts(rows[:0], columns, 0.5).shape == (0, 7)
+    assert similar_texts(rows, columns[:0], 0.5).shape == (9, 0)
+
+
+def test_tiles_compare_the_texts_of_a_tile_at_a_time(monkeypatch):
+    shapes = []
+
+    def watched(rows, columns, limit):
+        shapes.append((len(rows), len(columns)))
+        return similar_texts(rows, columns, limit)
+
+    monkeypatch.setattr("clipkit.losses.pairs.similar_texts", watched)
+    monkeypatch.setitem(TILE_SIZES, "tiled", 4)
+    regions, texts = _unit(10, 5).requires_grad_(), _unit(10, 5, seed=1)
+    region_loss(regions, texts, torch.tensor(6.0).double(), kernel="tiled").backward()
+    assert max(max(shape) for shape in shapes) == 4
+    assert sum(rows * columns for rows, columns in shapes) == 2 * 10 * 10  # forward and backward
 
 
 def test_without_a_filter_it_is_the_loss_of_clip():

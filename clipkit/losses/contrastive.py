@@ -71,7 +71,9 @@ def clip_loss(
             labels = of_images_alone(labels)
         negatives = pairs.negative_text_features
         num_extra = 0 if negatives is None else negatives.shape[1]
-        labels = with_softmax_targets(labels, layout, label_smoothing=label_smoothing, num_extra=num_extra)
+        labels = with_softmax_targets(
+            labels, text_features, layout, exchange, label_smoothing=label_smoothing, num_extra=num_extra
+        )
         if chosen == "dense":
             sums = softmax_sums(image_features, text_features, scale, labels, layout, exchange)
         else:

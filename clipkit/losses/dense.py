@@ -22,6 +22,7 @@ def softmax_sums(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What `tiled.SoftmaxSums` computes."""
     all_text_features = all_rows_with_grad(text_features, layout, exchange)
+    labels = labels.without_similar_texts(text_features, all_text_features)
     logits = logit_scale * at_least_fp32(image_features) @ all_text_features.T
     if labels.has_diagonal_targets:
         on_target = logits.diagonal(labels.diagonal) @ labels.diagonal_targets()
@@ -55,6 +56,7 @@ def sigmoid_sum(
 ) -> Tensor:
     """What `tiled.SigmoidSum` computes."""
     all_text_features = all_rows_with_grad(text_features, layout, exchange)
+    labels = labels.without_similar_texts(text_features, all_text_features)
     logits = logit_scale * at_least_fp32(image_features) @ all_text_features.T + logit_bias
     wrongness = logits * (1 - 2 * labels.positive().to(logits.dtype))
     losses = -F.logsigmoid(-wrongness) - label_smoothing / 2 * wrongness

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from clipkit.distributed import all_reduce_sum
-from clipkit.exchange import RowLayout
+from clipkit.exchange import EXCHANGES, ExchangeName, RowLayout
+from clipkit.losses.text_similarity import similar_texts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +30,9 @@ class Pairs:
     ignored: Tensor | None = None
     """(N, M) bool: pairs of this rank's image i and text j of the group that are left out, unless
     positive."""
+    max_text_similarity: float | None = None
+    """Image i and text j are left out, unless positive, where texts i and j have a cosine above this; no
+    gradient goes through it. It is computed with the logits, so no rank holds it for all texts."""
     negative_text_features: Tensor | None = None
     """(N, K, D), rows L2-normalised: K more texts that do not fit image i. They are negatives of image i
     alone and never leave this rank."""
@@ -82,6 +86,8 @@ class PairLabels:
     """(C,) int64."""
     ignored: Tensor | None = None
     """(R, C) bool."""
+    max_text_similarity: float | None = None
+    """Of the texts that belong to rows and columns: `without_similar_texts` puts it into `ignored`."""
     targets: Targets | None = None
     """For the softmax loss."""
 
@@ -96,8 +102,17 @@ class PairLabels:
             row_ignored_keys=_part(self.row_ignored_keys, rows),
             column_ignored_keys=_part(self.column_ignored_keys, columns),
             ignored=None if self.ignored is None else self.ignored[rows, columns],
+            max_text_similarity=self.max_text_similarity,
             targets=None if self.targets is None else self.targets.tile(rows, columns),
         )
+
+    def without_similar_texts(self, row_texts: Tensor, column_texts: Tensor) -> PairLabels:
+        """These labels with pairs left out whose texts, (R, D) and (C, D), are more alike than allowed."""
+        if self.max_text_similarity is None:
+            return self
+        similar = similar_texts(row_texts, column_texts, self.max_text_similarity)
+        ignored = similar if self.ignored is None else similar | self.ignored
+        return dataclasses.replace(self, ignored=ignored, max_text_similarity=None)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -107,7 +122,8 @@ class PairLabels:
     @property
     def can_be_ignored(self) -> bool:
         """Whether some pairs may be left out."""
-        return self.ignored is not None or self.row_ignored_keys is not None
+        given = self.ignored, self.row_ignored_keys, self.max_text_similarity
+        return any(kind is not None for kind in given)
 
     @property
     def has_diagonal(self) -> bool:
@@ -139,6 +155,7 @@ class PairLabels:
 
     def kept(self) -> Tensor | None:
         """(R, C) bool: the pairs that are not left out; None if that is all of them."""
+        assert self.max_text_similarity is None, "texts are compared first, by without_similar_texts"
         if not self.can_be_ignored:
             return None
         kept = torch.ones(self.shape, dtype=torch.bool, device=self.row_weights.device)
@@ -176,7 +193,7 @@ def label_pairs(pairs: Pairs, layout: RowLayout, like: Tensor) -> PairLabels:
         like: has the device and dtype of the logits.
 
     Raises:
-        ValueError: a field has the wrong shape.
+        ValueError: a field has the wrong shape, or is no cosine.
     """
     num_own, num_all = layout.counts[layout.rank], layout.num_rows
     for name, shape in (
@@ -188,6 +205,8 @@ def label_pairs(pairs: Pairs, layout: RowLayout, like: Tensor) -> PairLabels:
         value = getattr(pairs, name)
         if value is not None and tuple(value.shape) != shape:
             raise ValueError(f"pairs.{name} must be {shape}, got {tuple(value.shape)}")
+    if pairs.max_text_similarity is not None and not -1 <= pairs.max_text_similarity <= 1:
+        raise ValueError(f"pairs.max_text_similarity must be a cosine, got {pairs.max_text_similarity}")
     own = layout.own
 
     def gathered(keys: Tensor | None) -> Tensor | None:
@@ -209,6 +228,7 @@ def label_pairs(pairs: Pairs, layout: RowLayout, like: Tensor) -> PairLabels:
         row_ignored_keys=None if ignored_keys is None else ignored_keys[own],
         column_ignored_keys=ignored_keys,
         ignored=None if pairs.ignored is None else pairs.ignored.to(like.device, torch.bool).contiguous(),
+        max_text_similarity=pairs.max_text_similarity,
     )
 
 
@@ -222,14 +242,22 @@ def of_images_alone(labels: PairLabels) -> PairLabels:
 
 
 def with_softmax_targets(
-    labels: PairLabels, layout: RowLayout, *, label_smoothing: float, num_extra: int
+    labels: PairLabels,
+    text_features: Tensor,
+    layout: RowLayout,
+    exchange: ExchangeName,
+    *,
+    label_smoothing: float,
+    num_extra: int,
 ) -> PairLabels:
     """Add targets: `1 - label_smoothing` spread evenly over the positives of a row or column, the rest over
     all.
 
     Args:
         labels: of this rank's images.
+        text_features: (N, D), this rank's, which may leave pairs out.
         layout: where the pairs are.
+        exchange: how text features travel.
         label_smoothing: in [0, 1).
         num_extra: columns that each row has besides, for its own negative texts.
     """
@@ -239,7 +267,7 @@ def with_softmax_targets(
         share = share / counts[inverse]
     row_uniform, column_uniform = None, None
     if label_smoothing:
-        kept_in_row, kept_in_column = _num_kept(labels, layout)
+        kept_in_row, kept_in_column = _num_kept(labels, text_features.detach(), layout, exchange)
         row_uniform = labels.row_weights * label_smoothing / (kept_in_row + num_extra)
         column_uniform = labels.column_weights * label_smoothing / kept_in_column
     targets = Targets(
@@ -251,17 +279,27 @@ def with_softmax_targets(
     return dataclasses.replace(labels, targets=targets)
 
 
-def _num_kept(labels: PairLabels, layout: RowLayout, chunk: int = 1024) -> tuple[Tensor, Tensor]:
+def _num_kept(
+    labels: PairLabels, texts: Tensor, layout: RowLayout, exchange: ExchangeName, chunk: int = 1024
+) -> tuple[Tensor, Tensor]:
     """How many columns count in each row, and how many rows, of all ranks, in each column."""
     num_rows, num_columns = labels.shape
     in_row = torch.full_like(labels.row_weights, num_columns)
     in_column = torch.full_like(labels.column_weights, num_rows)
-    if labels.can_be_ignored:
-        in_column.zero_()
+
+    def visit(block: Tensor, place: slice) -> None:
         for start in range(0, num_rows, chunk):
             rows = slice(start, start + chunk)
-            kept = labels.tile(rows, slice(0, None)).kept()
+            kept = labels.tile(rows, place).without_similar_texts(texts[rows], block).kept()
             assert kept is not None
-            in_row[rows] = kept.sum(1).to(in_row)
-            in_column += kept.sum(0)
+            in_row[rows] += kept.sum(1)
+            in_column[place] += kept.sum(0)
+
+    if labels.can_be_ignored:
+        in_row.zero_()
+        in_column.zero_()
+        if labels.max_text_similarity is None:
+            visit(texts, slice(0, num_columns))  # without a look at texts, which need not travel
+        else:
+            EXCHANGES[exchange](texts.contiguous(), layout, visit)
     return in_row, all_reduce_sum(in_column, layout.group)

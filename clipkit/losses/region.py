@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 from torch import Tensor
 
-from clipkit.distributed import Group, gather_counts, gather_rows
+from clipkit.distributed import Group, gather_counts
 from clipkit.exchange import ExchangeName
 from clipkit.losses.contrastive import clip_loss
 from clipkit.losses.inputs import at_least_fp32
@@ -57,35 +56,14 @@ def region_loss(
     counts = gather_counts(region_features.shape[0], region_features.device, group)
     if sum(counts) == 0:
         return at_least_fp32(region_features.sum() + text_features.sum() + logit_scale.sum() * 0)
-    ignored = None
-    if max_text_similarity < 1:
-        ignored = similar_texts(text_features, counts, max_text_similarity, group=group)
+    limit = max_text_similarity if max_text_similarity < 1 else None
     return clip_loss(
         region_features,
         text_features,
         logit_scale,
-        pairs=Pairs(ignored=ignored, row_counts=counts),
+        pairs=Pairs(max_text_similarity=limit, row_counts=counts),
         directions="both" if directions == "both" else "image_to_text",
         group=group,
         kernel=kernel,
         exchange=exchange,
     )
-
-
-@torch.no_grad()
-def similar_texts(
-    text_features: Tensor, counts: tuple[int, ...], max_similarity: float, *, group: Group = None
-) -> Tensor:
-    """Which texts of all ranks are so like a text of this rank that they are no negatives of its region.
-
-    Args:
-        text_features: (R, D), rows L2-normalised.
-        counts: of every rank of the group.
-        max_similarity: cosine.
-        group: the ranks.
-
-    Returns:
-        (R, sum of counts) bool.
-    """
-    own = at_least_fp32(text_features.detach())
-    return own @ gather_rows(own.contiguous(), counts, group).T > max_similarity

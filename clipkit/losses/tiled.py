@@ -22,12 +22,22 @@ from clipkit.losses.kernels.tiles import CAST_ELEMENTS, LOG2_E, PowerSums, slice
 from clipkit.losses.pairs import PairLabels
 
 
-def _tiles(labels: PairLabels, block: slice, size: int) -> Iterator[tuple[slice, slice, PairLabels]]:
-    """Tiles of a block of columns: their rows, their columns within the block, their labels."""
+def _tiles(
+    labels: PairLabels, texts: Tensor, block: Tensor, place: slice, size: int
+) -> Iterator[tuple[slice, slice, PairLabels]]:
+    """Tiles of a block of columns: their rows, their columns within the block, their labels.
+
+    Args:
+        labels: of all rows and columns.
+        texts: those of the rows, this rank's.
+        block: texts of the columns.
+        place: of the block among all columns.
+        size: of a tile.
+    """
     for rows in slices(labels.shape[0], size):
-        for columns in slices(block.stop - block.start, size):
-            place = slice(block.start + columns.start, block.start + columns.stop)
-            yield rows, columns, labels.tile(rows, place)
+        for columns in slices(block.shape[0], size):
+            tile = labels.tile(rows, slice(place.start + columns.start, place.start + columns.stop))
+            yield rows, columns, tile.without_similar_texts(texts[rows], block[columns])
 
 
 class SoftmaxSums(torch.autograd.Function):
@@ -55,7 +65,7 @@ class SoftmaxSums(torch.autograd.Function):
         log2_scale, on_target = scale * LOG2_E, torch.zeros_like(scale)
 
         def visit(block: Tensor, place: slice) -> None:
-            for rows, columns, tile in _tiles(labels, place, kernel.tile_size):
+            for rows, columns, tile in _tiles(labels, text, block, place, kernel.tile_size):
                 of_rows, of_columns, part = kernel.power_sums(image[rows], block[columns], log2_scale, tile)
                 row_sums.part(rows).add_(of_rows)
                 column_sums.part(place).part(columns).add_(of_columns)
@@ -85,7 +95,7 @@ class SoftmaxSums(torch.autograd.Function):
 
         def visit(block: Tensor, place: slice) -> Tensor | None:
             block_grad = scale.new_zeros(block.shape) if needs_text else None
-            for rows, columns, tile in _tiles(labels, place, kernel.tile_size):
+            for rows, columns, tile in _tiles(labels, text, block, place, kernel.tile_size):
                 gradient = kernel.softmax_gradient(
                     image[rows],
                     block[columns],
@@ -135,7 +145,7 @@ class SigmoidSum(torch.autograd.Function):
 
         def visit(block: Tensor, place: slice) -> Tensor | None:
             block_grad = scale.new_zeros(block.shape) if needs_text else None
-            for rows, columns, tile in _tiles(labels, place, kernel.tile_size):
+            for rows, columns, tile in _tiles(labels, text, block, place, kernel.tile_size):
                 part, result = kernel.sigmoid(
                     image[rows],
                     block[columns],
