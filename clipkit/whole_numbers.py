@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from types import EllipsisType, NoneType
 from typing import Any, get_args
 
@@ -21,7 +22,7 @@ def refuse_fractions(_app: App, _commands: tuple[str, ...], arguments: ArgumentC
         if not _is_whole(argument.hint):
             continue
         for token in argument.tokens:
-            if _is_fraction(token.value):
+            if any(map(_is_fraction, _items(token.value))):
                 raise CoercionError(argument=argument, token=token, target_type=int)
 
 
@@ -31,8 +32,17 @@ def _is_whole(hint: Any) -> bool:
     return all(map(_is_whole, inner)) if inner else hint is int
 
 
-def _is_fraction(value: str) -> bool:
+def _items(value: str) -> list[Any]:
+    """What a value stands for: itself, or the items of a JSON list."""
+    try:
+        parsed = json.loads(value) if value.startswith("[") else None
+    except ValueError:
+        parsed = None
+    return parsed if isinstance(parsed, list) else [value]
+
+
+def _is_fraction(value: Any) -> bool:
     try:
         return not float(value).is_integer()
-    except ValueError:  # no number, or 0x10: for cyclopts to read
+    except (TypeError, ValueError):  # no number, or 0x10: for cyclopts to read
         return False

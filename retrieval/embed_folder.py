@@ -196,7 +196,12 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     ends last, the file is whole.
     """
     with whole_file(path, is_shared=True) as partial:
-        write(partial)
+        try:
+            write(partial)
+        except OSError as error:
+            if error.errno is None:  # numpy's, where the disk takes a part only: it names no file
+                raise OSError(f"cannot write {path}: {error}") from None
+            raise
 
 
 def _is_own(name: str) -> bool:

@@ -8,6 +8,8 @@ from typing import Annotated
 from cyclopts import App, Parameter
 from cyclopts.config import Env
 
+from clipkit.whole_numbers import refuse_fractions
+
 from .backend import BackendOptions, open_index
 from .serve_settings import ServeSettings
 
@@ -17,7 +19,7 @@ app = App(
     name="serve",
     help="An HTTP service and a page that search indexes with texts and pictures.",
     default_parameter=Parameter(negative=(), show_env_var=False),
-    config=Env("CLIPKIT_SERVE_", command=False),
+    config=[Env("CLIPKIT_SERVE_", command=False), refuse_fractions],
 )
 
 _DEFAULTS, _BACKEND = ServeSettings(), BackendOptions()

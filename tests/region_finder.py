@@ -59,6 +59,14 @@ def one_score_short(image: Image.Image, phrases: Sequence[str]) -> Any:
     return [[0, 0, 1, 1], [0, 0, 0.5, 1]], [0.9], [0, 0]
 
 
+def infinite(image: Image.Image, phrases: Sequence[str]) -> Found:
+    return [[0, 0, 1, 1]], [float("inf")], [0]
+
+
+def between_phrases(image: Image.Image, phrases: Sequence[str]) -> Any:
+    return [[0, 0, 1, 1]], [0.9], [0.7]
+
+
 def not_a_number(image: Image.Image, phrases: Sequence[str]) -> Found:
     return [[0, 0, 1, 1]], [float("nan")], [0]
 

@@ -153,6 +153,7 @@ def test_files_of_boxes_are_checked(
     assert main(["classify", str(tmp_path / "a.png"), *how]) == 2
     error = capsys.readouterr().err
     assert message in error
+    assert error.count("boxes.json") <= 1
     assert error.count("\n") == 1
 
 

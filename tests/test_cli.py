@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import importlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -74,6 +76,45 @@ def test_settings_that_are_whole_numbers_are_not_rounded(
     assert f'unable to convert "{value}" into int' in capsys.readouterr().err
 
 
+def test_every_command_refuses_to_round() -> None:
+    """Those with sources of their own too, which take the place of what all commands have."""
+    for target, _ in cli.COMMANDS.values():
+        module, name = target.split(":")
+        app = getattr(importlib.import_module(module), name)
+        for part in (app, *(app[command] for command in app if not command.startswith("-"))):
+            assert not part.config or part.config[-1] is refuse_fractions, target
+
+
+def test_a_port_is_not_rounded(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["serve", "index", "--port", "1.5"]) == cli.EXIT_USAGE
+    monkeypatch.setenv("CLIPKIT_SERVE_PORT", "2.5")
+    assert cli.main(["serve", "index"]) == cli.EXIT_USAGE
+    assert re.findall(r'unable to convert "(.*)" into int', capsys.readouterr().err) == ["1.5", "2.5"]
+
+
+@pytest.mark.parametrize("value", ["", "folder", "nothing.yaml", "false"])
+def test_settings_that_are_not_there_are_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, value: str
+) -> None:
+    (tmp_path / "folder").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["train", "--config", value, "--output", "out"]) == cli.EXIT_FAILURE
+    error = capsys.readouterr().err
+    assert f"no file of settings and no recipe (cloc, grain) is {value!r}" in error
+    assert ("--no-NAME" in error) == (value == "false")
+
+
+def test_a_recipe_is_found_beside_a_folder_of_its_name(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "cloc").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(
+        ["train", "cloc", "--output", "out", "--data.sources.mine", "gone", "--model.name", "ViT-B-32"]
+    )
+    assert "gone" in capsys.readouterr().err
+
+
 def test_whole_numbers_may_be_written_as_floats_and_in_any_base() -> None:
     found = []
     app = App(config=[refuse_fractions], result_action="return_value")
@@ -86,7 +127,7 @@ def test_whole_numbers_may_be_written_as_floats_and_in_any_base() -> None:
 
     app(["--one=2.0", "--many=0x10", "--many=3", "--perhaps=-4", "--real=2.5", "--either=2.5"])
     assert found[0][:4] == (2, (16, 3), -4, 2.5)
-    for wrong in (["--many=1", "--many=2.5"], ["--perhaps", "2.5"]):
+    for wrong in (["--many=1", "--many=2.5"], ["--many", "[1, 2.5]"], ["--perhaps", "2.5"]):
         with pytest.raises(CoercionError, match=r"2\.5"):
             app(["--one=2", "--real=1", "--either=1", *wrong], exit_on_error=False, print_error=False)
 

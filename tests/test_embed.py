@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -216,6 +218,33 @@ def test_two_writers_of_one_file_do_not_disturb_each_other(tmp_path: Path) -> No
     )
     assert path.read_bytes() == b"one and all"
     assert [file.name for file in tmp_path.iterdir()] == ["x.npy"]
+
+
+FULL_DISK = """
+    import resource, sys
+    from pathlib import Path
+    import numpy as np
+    from clipkit.retrieval import embed_folder
+
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
+    path = Path(sys.argv[1])
+    try:
+        rows = np.zeros((99, 99), "f2")
+        embed_folder.write_whole(path, lambda partial: embed_folder._save_npy(partial, rows))
+    except OSError as error:
+        print(error)
+"""
+
+
+def test_a_disk_that_takes_a_part_is_said_with_the_file(tmp_path: Path) -> None:
+    """By numpy, which names no file."""
+    path = tmp_path / "img_emb_0.npy"
+    script = textwrap.dedent(FULL_DISK)
+    done = subprocess.run([sys.executable, "-c", script, path], capture_output=True, text=True, check=True)
+    assert re.fullmatch(
+        rf"cannot write {re.escape(str(path))}: 9801 requested and \d+ written\n", done.stdout
+    )
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_killed_process_goes_on(model: str, tmp_path: Path, one_thread: None) -> None:

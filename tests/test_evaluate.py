@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -323,3 +326,30 @@ def test_an_entry_needs_a_known_task() -> None:
         ValueError, match=r"'zeroshot_retrival' is no task; did you mean 'zeroshot_retrieval'\?"
     ):
         make_entry("x", {"task": "zeroshot_retrival", "data": "y"})
+
+
+FULL_DISK = """
+    import resource, sys
+    from pathlib import Path
+    import torch
+    from clipkit.zeroshot.results import ModelName, Result, write_result
+
+    model = ModelName(model="a", pretrained="b", model_id="c")
+    facts = {"dataset": "d", "task": "t", "language": "en", "model": model, "settings": {}}
+    found = {"num_images": 1, "unreadable": {}, "metrics": {"acc1": 0.5}}
+    result = Result(**facts, **found, outcomes={"acc1": torch.zeros(5000)})
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
+    try:
+        write_result(Path(sys.argv[1]), result, "stamp")
+    except OSError as error:
+        print(error)
+"""
+
+
+def test_a_full_disk_is_said_with_the_file(tmp_path: Path) -> None:
+    """By safetensors, whose errors are of a kind of their own."""
+    script = textwrap.dedent(FULL_DISK)
+    arguments = [sys.executable, "-c", script, str(tmp_path / "result.json")]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith(f"cannot write {tmp_path}/result")
+    assert list(tmp_path.iterdir()) == []

@@ -339,7 +339,7 @@ def test_refuses_features_that_do_not_pair_up(loss) -> None:  # type: ignore[no-
     [
         (Pairs(positive_keys=torch.zeros(3)), r"pairs.positive_keys must be \(4,\), got \(3,\)"),
         (Pairs(ignored=torch.zeros(4, 5)), r"pairs.ignored must be \(4, 4\), got \(4, 5\)"),
-        (Pairs(max_text_similarity=1.5), r"pairs.max_text_similarity must be a cosine, got 1.5"),
+        (Pairs(max_text_similarity=1.5), r"max_text_similarity must be in \[-1, 1\], got 1.5"),
         (Pairs(weights=torch.ones(4, 1)), r"pairs.weights must be \(4,\), got \(4, 1\)"),
         (Pairs(negative_text_features=torch.ones(4, 2, 7)), r"must be \(4, K, 8\), got \(4, 2, 7\)"),
         (Pairs(row_counts=(3,)), r"4 for rank 0, got \(3,\)"),

@@ -64,7 +64,9 @@ def test_a_function_of_the_current_folder(tmp_path: Path, monkeypatch: pytest.Mo
     [
         ("in_pixels", "must return xyxy fractions of the picture: .*they look like pixels"),
         ("one_score_short", r"as many scores and phrase numbers as boxes, got \[1\] and \[2\] for 2 boxes"),
-        ("not_a_number", "must return scores that are numbers, got NaN"),
+        ("not_a_number", r"must return finite scores, got \[nan\]"),
+        ("infinite", r"must return finite scores, got \[inf\]"),
+        ("between_phrases", r"phrase_index \(K,\): numbers of phrases are whole, got \[0.69"),
         ("no_such_phrase", "must return numbers of the 2 phrases, got 2 to 2"),
         ("nothing_at_all", r"must return boxes \(K, 4\), scores \(K,\) and phrase_index \(K,\)"),
     ],

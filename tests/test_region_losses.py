@@ -98,6 +98,33 @@ def test_without_a_filter_it_is_the_loss_of_clip():
     assert torch.equal(
         region_loss(regions, texts, scale, max_text_similarity=1.0), clip_loss(regions, texts, scale)
     )
+    repeated = _unit(64, 50, seed=2).float()[torch.arange(128) % 64]
+    assert int((repeated @ repeated.T > 1).sum())  # by rounding
+    scale = torch.tensor(6.0)
+    found = region_loss(repeated, repeated, scale, max_text_similarity=1.0)
+    assert torch.equal(found, clip_loss(repeated, repeated, scale))
+
+
+@pytest.mark.parametrize("limit", [math.nan, 1.5, -2.0])
+def test_a_limit_that_is_no_cosine_is_refused(limit):
+    with pytest.raises(ValueError, match=r"max_text_similarity must be in \[-1, 1\], got "):
+        region_loss(_unit(2, 3), _unit(2, 3), torch.tensor(1.0), max_text_similarity=limit)
+
+
+def test_a_backward_under_autocast_is_that_without():
+    centres = _unit(8, 64).float()
+    texts = F.normalize(centres[torch.arange(200) % 8] + 0.045 * torch.randn(200, 64), dim=1)
+    gradients = []
+    for is_inside in (False, True):
+        regions = texts.flip(0).clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = region_loss(regions, texts, torch.tensor(50.0), kernel="tiled")
+            if is_inside:
+                loss.backward()
+        if not is_inside:
+            loss.backward()
+        gradients.append(regions.grad)
+    assert torch.equal(*gradients)
 
 
 def test_no_gradient_goes_through_the_filter():

@@ -223,7 +223,14 @@ def test_a_source_goes_on_with_its_head_or_without(
         (["--regions.head", "prompter", "--regions.settings.num_heads", "1.5"], "number >= 1, got 1.5"),
         (["--regions.head", "prompter", "--regions.settings.with_grounding", "0"], "be true or false, got 0"),
         (["--regions.head", "prompter", "--regions.settings.mlp_ratio", "nan"], "a number > 0, got nan"),
-        (["--regions.head", "prompter", "--regions.settings.mlp_ratio", "0.001"], "must leave a unit of "),
+        (
+            ["--regions.head", "prompter", "--regions.settings.mlp_ratio", "0.001"],
+            "must make 1 to 2**31 units",
+        ),
+        (
+            ["--regions.head", "prompter", "--regions.settings.mlp_ratio", "1e308"],
+            "must make 1 to 2**31 units",
+        ),
         (["--regions.head", "query-decoder", "--regions.settings.num_queries", "0"], ">= 1, got 0"),
         (["--regions.head", "query-decoder", "--regions.settings.dropout", "2"], "be in [0, 1], got 2"),
         (["--regions.head", "roi-align", "--regions.settings.max_text_similarity", "nan"], "[0, 1], got nan"),

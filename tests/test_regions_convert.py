@@ -287,6 +287,10 @@ def test_an_image_that_is_listed_twice_is_converted_once(
     assert report["examples"][LISTED_BEFORE] == [f"images[2]: id {content['images'][0]['id']}"]
     assert (report["num_images"], report["num_regions"]) == (2, expected["num_regions"])
     assert (tmp_path / "out/00000.tar").read_bytes() == (tmp_path / "once/00000.tar").read_bytes()
+    content["images"][0] = {"id": content["images"][2]["id"], "file_name": None}
+    report = run(capsys, *coco(tmp_path, content), "--out", tmp_path / "second")  # the first cannot be read
+    assert report["images_left_out"] == {UNREADABLE_IMAGE: 1}
+    assert (report["num_images"], report["num_regions"]) == (2, expected["num_regions"])
 
 
 @pytest.mark.parametrize(

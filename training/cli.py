@@ -29,12 +29,14 @@ def _config_path(value: str) -> Path:
     Raises:
         FileNotFoundError: there is neither.
     """
-    if Path(value).exists():
+    if Path(value).exists() and not Path(value).is_dir():  # a pipe will do
         return Path(value)
     recipes = {path.stem: path for path in sorted(RECIPES.glob("*.yaml"))}
     if value not in recipes:
         hint = "; a flag has no value: --NAME or --no-NAME" if value.lower() in ("true", "false") else ""
-        raise FileNotFoundError(f"no file of settings and no recipe ({', '.join(recipes)}) is {value}{hint}")
+        raise FileNotFoundError(
+            f"no file of settings and no recipe ({', '.join(recipes)}) is {value!r}{hint}"
+        )
     return recipes[value]
 
 

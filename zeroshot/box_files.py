@@ -85,17 +85,15 @@ def read_boxes(path: Path) -> BoxFile:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} does not parse as JSON: {error}") from None
+    is_coco = isinstance(content, Mapping) and {"images", "annotations"} <= content.keys()
     try:
-        if isinstance(content, Mapping) and {"images", "annotations"} <= content.keys():
-            return _cleaned(path, _of_coco(content))
-        boxes = _of_plain(content)
+        given = _of_coco(content) if is_coco else _of_plain(content)
     except ENTRY_ERRORS as error:
         raise ValueError(
             f"{path} must hold {{image: [[x0, y0, x1, y1], ...]}} or COCO's images and annotations: "
             f"{what_is_wrong(error)}"
         ) from None
-    numbers = region_boxes.as_rows(box for own in boxes.values() for box in own)
-    return _cleaned(path, _Given(boxes, "xyxy", in_pixels=region_boxes.looks_like_pixels(numbers)))
+    return _cleaned(path, given)
 
 
 @dataclass(frozen=True)
@@ -111,13 +109,14 @@ class _Given:
     left_out: Problems = field(default_factory=Problems)
 
 
-def _of_plain(content: Any) -> dict[str, list[Any]]:
+def _of_plain(content: Any) -> _Given:
     if not isinstance(content, Mapping):
         raise TypeError(f"got a JSON {type(content).__name__}")
     for name, own in content.items():
         if not isinstance(own, list):
             raise TypeError(f"{name!r} has {json.dumps(own)[:40]} instead of a list of boxes")
-    return dict(content)
+    numbers = region_boxes.as_rows(box for own in content.values() for box in own)
+    return _Given(content, "xyxy", in_pixels=region_boxes.looks_like_pixels(numbers))
 
 
 def _of_coco(content: Mapping[str, Any]) -> _Given:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -116,8 +117,11 @@ def write_result(path: Path, result: Result, stamp: str) -> None:
         stamp: its `fingerprint`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(_outcomes_of(path)) as temporary:
-        save_file(result.outcomes, temporary)
+    try:
+        with whole_file(_outcomes_of(path)) as temporary:
+            save_file(result.outcomes, temporary)
+    except SafetensorError as error:
+        raise OSError(f"cannot write {_outcomes_of(path)}: {error}") from None
     content = {
         "dataset": result.dataset,
         "model": result.model.model,

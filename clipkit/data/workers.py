@@ -14,6 +14,8 @@ from typing import Any, Generic, NoReturn, Protocol, TypeVar
 import torch
 from torch.utils.data import DataLoader
 
+from clipkit.held_signals import signals_held_back
+
 Item = TypeVar("Item")
 ItemOut = TypeVar("ItemOut", covariant=True)
 PREFETCH_FACTOR = 2
@@ -61,22 +63,29 @@ def produce(producer: Producer[Item], numbers: Iterable[int], num_workers: int) 
     Raises:
         ValueError, OSError: as the producer raised them, without a worker's traceback.
     """
-    with warnings.catch_warnings(), _signals_held_back():
-        warnings.filterwarnings("ignore", ".*fork.*", DeprecationWarning)  # Python >= 3.12, of any thread
-        warnings.filterwarnings("ignore", ".*worker processes in total")  # more than cores: the user's choice
-        items = iter(_data_loader(producer, numbers, num_workers))
-
-    def close() -> None:
-        if num_workers:
-            items._shutdown_workers()  # type: ignore[attr-defined]
-
-    # Before Python's own clean-up, which would wait for workers that do not hear its SIGTERM.
-    atexit.register(close)
-    try:
+    with contextlib.ExitStack() as stack:
+        with warnings.catch_warnings(), signals_held_back(_LEFT_TO_MAIN):
+            warnings.filterwarnings("ignore", ".*fork.*", DeprecationWarning)  # Python >= 3.12, of any thread
+            warnings.filterwarnings(
+                "ignore", ".*worker processes in total"
+            )  # more than cores: the user's choice
+            items = iter(_data_loader(producer, numbers, num_workers))
+            if num_workers:
+                stack.enter_context(_ended_workers(items))
         for item in items:
             if isinstance(item, _Error):
                 item.throw()
             yield item
+
+
+@contextlib.contextmanager
+def _ended_workers(items: Any) -> Iterator[None]:
+    """Ends the workers of a loader's iterator after the block, or when the process ends in it."""
+    close = items._shutdown_workers
+    # Before Python's own clean-up, which would wait for workers that do not hear its SIGTERM.
+    atexit.register(close)
+    try:
+        yield
     finally:
         atexit.unregister(close)
         close()
@@ -103,22 +112,6 @@ def _same(item: Item) -> Item:
 
 def _start_method() -> str:
     return "fork" if sys.platform == "linux" else "spawn"
-
-
-@contextlib.contextmanager
-def _signals_held_back() -> Iterator[None]:
-    """Signals wait meanwhile, in workers started meanwhile until they ignore them.
-
-    A worker would else hear them in its first moments, and torch's handler of SIGTERM ends it.
-    """
-    if not hasattr(signal, "pthread_sigmask"):  # Windows, which sends no SIGTERM
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _LEFT_TO_MAIN)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _init_worker(_number: int) -> None:

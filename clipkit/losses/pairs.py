@@ -31,8 +31,8 @@ class Pairs:
     """(N, M) bool: pairs of this rank's image i and text j of the group that are left out, unless
     positive."""
     max_text_similarity: float | None = None
-    """Image i and text j are left out, unless positive, where texts i and j have a cosine above this; no
-    gradient goes through it. It is computed with the logits, so no rank holds it for all texts."""
+    """Image i and text j are left out, unless positive, where texts i and j have a cosine above this, which
+    no gradient goes through; 1 leaves nothing out. Tiles compare the texts of a tile at a time."""
     negative_text_features: Tensor | None = None
     """(N, K, D), rows L2-normalised: K more texts that do not fit image i. They are negatives of image i
     alone and never leave this rank."""
@@ -205,8 +205,9 @@ def label_pairs(pairs: Pairs, layout: RowLayout, like: Tensor) -> PairLabels:
         value = getattr(pairs, name)
         if value is not None and tuple(value.shape) != shape:
             raise ValueError(f"pairs.{name} must be {shape}, got {tuple(value.shape)}")
-    if pairs.max_text_similarity is not None and not -1 <= pairs.max_text_similarity <= 1:
-        raise ValueError(f"pairs.max_text_similarity must be a cosine, got {pairs.max_text_similarity}")
+    limit = pairs.max_text_similarity
+    if limit is not None and not -1 <= limit <= 1:
+        raise ValueError(f"max_text_similarity must be in [-1, 1], got {limit}")
     own = layout.own
 
     def gathered(keys: Tensor | None) -> Tensor | None:
@@ -228,7 +229,8 @@ def label_pairs(pairs: Pairs, layout: RowLayout, like: Tensor) -> PairLabels:
         row_ignored_keys=None if ignored_keys is None else ignored_keys[own],
         column_ignored_keys=ignored_keys,
         ignored=None if pairs.ignored is None else pairs.ignored.to(like.device, torch.bool).contiguous(),
-        max_text_similarity=pairs.max_text_similarity,
+        # Cosines of equal texts are above 1 by rounding.
+        max_text_similarity=None if limit == 1 else limit,
     )
 
 

@@ -56,12 +56,11 @@ def region_loss(
     counts = gather_counts(region_features.shape[0], region_features.device, group)
     if sum(counts) == 0:
         return at_least_fp32(region_features.sum() + text_features.sum() + logit_scale.sum() * 0)
-    limit = max_text_similarity if max_text_similarity < 1 else None
     return clip_loss(
         region_features,
         text_features,
         logit_scale,
-        pairs=Pairs(max_text_similarity=limit, row_counts=counts),
+        pairs=Pairs(max_text_similarity=max_text_similarity, row_counts=counts),
         directions="both" if directions == "both" else "image_to_text",
         group=group,
         kernel=kernel,

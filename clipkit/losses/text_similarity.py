@@ -21,11 +21,16 @@ def similar_texts(rows: Tensor, columns: Tensor, max_similarity: float) -> Tenso
     Returns:
         (R, C) bool.
     """
-    dtype = torch.promote_types(rows.dtype, torch.float32)
     similar = torch.empty(rows.shape[0], columns.shape[0], dtype=torch.bool, device=rows.device)
-    transposed = columns.to(dtype).T
     num_rows = max(1, _PRODUCTS // max(1, columns.shape[0]))
     for start in range(0, rows.shape[0], num_rows):
         part = slice(start, start + num_rows)
-        torch.gt(rows[part].to(dtype) @ transposed, max_similarity, out=similar[part])
+        torch.gt(_cosines(rows[part], columns), max_similarity, out=similar[part])
     return similar
+
+
+def _cosines(rows: Tensor, columns: Tensor) -> Tensor:
+    dtype = torch.promote_types(rows.dtype, torch.float32)
+    if rows.is_cuda and rows.dtype != dtype:  # by tensor cores, with sums in fp32
+        return torch.mm(rows, columns.T, out_dtype=dtype)
+    return rows.to(dtype) @ columns.to(dtype).T

@@ -109,7 +109,8 @@ class SoftmaxSums(torch.autograd.Function):
                     kernel.add_product(block_grad[columns], gradient.T, image[rows])
             return block_grad
 
-        text_grad = EXCHANGES[ctx.exchange](text, layout, visit)
+        with torch.autocast(image.device.type, enabled=False):  # as in the forward, whatever surrounds this
+            text_grad = EXCHANGES[ctx.exchange](text, layout, visit)
         scale_grad = _scale_gradients(image, image_grad, text_grad, scale)
         features = [None if g is None else g.to(image.dtype) for g in (image_grad, text_grad)]
         return *features, scale_grad, None, None, None, None

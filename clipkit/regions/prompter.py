@@ -66,15 +66,17 @@ class Prompter(RegionHead):
         if width % 4:
             raise ValueError(f"a Prompter needs a tower whose width is a multiple of 4, got {width}")
         self.config = config or PrompterConfig()
-        mlp_width = int(self.config.mlp_ratio * width)
-        if not mlp_width:
-            raise ValueError(f"mlp_ratio must leave a unit of {width}, got {self.config.mlp_ratio}")
+        mlp_width = self.config.mlp_ratio * width
+        if not 1 <= mlp_width < 2**31:
+            raise ValueError(
+                f"mlp_ratio must make 1 to 2**31 units of a width of {width}, got {self.config.mlp_ratio:g}"
+            )
         self.width = width
         self.corners = nn.ModuleList(nn.Linear(width, width) for _ in range(2))
         self.layer = PromptedLayer(
             width,
             self.config.num_heads,
-            mlp_width,
+            int(mlp_width),
             prompts_only=self.config.pools_prompts,
         )
         self.norm = nn.LayerNorm(width)

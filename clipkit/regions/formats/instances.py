@@ -68,31 +68,33 @@ def annotated_images(
 ) -> list[AnnotatedImage]:
     """The entries of `images`, with captions and regions by their ids; see `readable_images`.
 
-    Of entries with the same id the first is taken, and the others are counted.
+    Of entries with the same id the first that can be read is taken, and those after it are counted.
     """
+    found: set[Any] = set()
 
     def read(entry: Entry) -> AnnotatedImage:
-        return AnnotatedImage(
+        image = AnnotatedImage(
             paths=image_paths(entry),
             width=int(entry["width"]),
             height=int(entry["height"]),
             captions=captions.get(entry["id"], ()),
             regions=tuple(regions.get(entry["id"], ())),
         )
+        found.add(entry["id"])
+        return image
 
-    return readable_images(_first_of_each_id(entries, left_out), read, left_out)
+    return readable_images(_without_known(entries, found, left_out), read, left_out)
 
 
-def _first_of_each_id(entries: Iterable[tuple[str, Any]], left_out: Problems) -> Iterator[tuple[str, Any]]:
-    found: set[Any] = set()
+def _without_known(
+    entries: Iterable[tuple[str, Any]], known: Container[Any], left_out: Problems
+) -> Iterator[tuple[str, Any]]:
+    """Entries one by one, but those whose id is known by then, which are counted."""
     for where, entry in entries:
         number = entry.get("id") if isinstance(entry, Mapping) else None
-        if number is None or not isinstance(number, Hashable):
-            yield where, entry  # for its reader to say what is wrong
-        elif number in found:
+        if is_in(known, number):
             left_out.add(LISTED_BEFORE, [f"{where}: id {number}"])
         else:
-            found.add(number)
             yield where, entry
 
 

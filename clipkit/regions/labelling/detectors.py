@@ -130,18 +130,21 @@ class CallableDetector:
         result = self._function(image, list(phrases))
         try:
             boxes, scores, phrase_index = result
+            numbers = torch.as_tensor(phrase_index)
+            if not torch.equal(numbers, numbers.round()):
+                raise ValueError(f"numbers of phrases are whole, got {numbers.tolist()}")
             found = Detections(
                 torch.as_tensor(boxes, dtype=torch.float32).reshape(-1, 4).cpu(),
                 torch.as_tensor(scores, dtype=torch.float32).cpu(),
-                torch.as_tensor(phrase_index, dtype=torch.int64).cpu(),
+                numbers.to(torch.int64).cpu(),
             )
         except (TypeError, ValueError, RuntimeError) as error:
             raise DetectionsError(
                 f"{self._name} must return boxes (K, 4), scores (K,) and phrase_index (K,): {error}"
             ) from None
         num_boxes, index = len(found.boxes), found.phrase_index
-        if found.scores.isnan().any():
-            raise DetectionsError(f"{self._name} must return scores that are numbers, got NaN")
+        if not found.scores.isfinite().all():
+            raise DetectionsError(f"{self._name} must return finite scores, got {found.scores.tolist()}")
         if found.scores.shape != (num_boxes,) or index.shape != (num_boxes,):
             raise DetectionsError(
                 f"{self._name} must return as many scores and phrase numbers as boxes, got "
