@@ -26,10 +26,12 @@ def signals_held_back(numbers: Sequence[signal.Signals]) -> Iterator[None]:
     own = {number: signal.getsignal(number) for number in numbers if is_main}
     replaced = {number: handler for number, handler in own.items() if callable(handler)}
     can_block = hasattr(signal, "pthread_sigmask")  # not on Windows
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers) if can_block else set()
-    for number in replaced:
-        signal.signal(number, note)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ()) if can_block else set()
     try:
+        if can_block:
+            signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+        for number in replaced:
+            signal.signal(number, note)
         yield
     finally:
         if can_block:

@@ -66,9 +66,7 @@ def produce(producer: Producer[Item], numbers: Iterable[int], num_workers: int) 
     with contextlib.ExitStack() as stack:
         with warnings.catch_warnings(), signals_held_back(_LEFT_TO_MAIN):
             warnings.filterwarnings("ignore", ".*fork.*", DeprecationWarning)  # Python >= 3.12, of any thread
-            warnings.filterwarnings(
-                "ignore", ".*worker processes in total"
-            )  # more than cores: the user's choice
+            warnings.filterwarnings("ignore", ".*worker processes in total")  # as many as the user wants
             items = iter(_data_loader(producer, numbers, num_workers))
             if num_workers:
                 stack.enter_context(_ended_workers(items))
