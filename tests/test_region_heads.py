@@ -10,6 +10,7 @@ from region_jobs import EMBED_DIM, GRID, WIDTH
 from torch import nn
 from torch.nn import functional as F
 
+from clipkit.losses.text_similarity import similar_texts
 from clipkit.regions.base import RegionBatch
 from clipkit.regions.places import point_encoding, token_centres, with_places
 from clipkit.regions.prompter import (
@@ -184,22 +185,25 @@ def test_a_query_decoder_answers_by_the_nearest_query():
     torch.testing.assert_close(far, found.features[:1, 1])
 
 
-@pytest.mark.parametrize("limit", [0.9, 1.0])
-def test_a_query_decoder_filters_alike_phrases_as_it_is_told(monkeypatch, limit):
+@pytest.mark.parametrize(("limit", "num_ignored"), [(0.9, 2), (1.0, 0)])
+def test_a_query_decoder_filters_alike_phrases_as_it_is_told(monkeypatch, limit, num_ignored):
     import clipkit.losses.region as module
 
     seen = []
     plain = module.clip_loss
     monkeypatch.setattr(
-        module, "clip_loss", lambda *args, **named: seen.append(named["pairs"]) or plain(*args, **named)
+        module,
+        "clip_loss",
+        lambda *args, **named: seen.append((args[1], named["pairs"])) or plain(*args, **named),
     )
     head = QueryDecoder(region_jobs.WIDTH, region_jobs.EMBED_DIM, _small_decoder(limit)).eval()
     texts = torch.eye(3, region_jobs.EMBED_DIM)[[0, 0, 1]]
     boxes = torch.tensor([[0.1, 0.1, 0.4, 0.4], [0.5, 0.5, 0.9, 0.9], [0.0, 0.5, 0.3, 1.0]])
     batch = RegionBatch(boxes=boxes, box_index=torch.zeros(3, dtype=torch.int64), phrase_features=texts)
     head.losses(head(region_jobs.regions().tokens[:1], GRID, batch), batch, torch.tensor(10.0))
-    (pairs,) = seen
-    assert pairs.max_text_similarity == limit
+    ((compared, pairs),) = seen
+    ignored = similar_texts(compared, compared, pairs.max_text_similarity)
+    assert int(ignored.fill_diagonal_(False).sum()) == num_ignored
 
 
 def _small_decoder(max_text_similarity):
